@@ -1,0 +1,427 @@
+//! The byte service: read a decimal number and a newline, answer that many bytes; then the next request.
+//!
+//! [`Conn`] is the whole service without a descriptor: bytes go in, bytes come out, and a clock is handed to it. An
+//! event loop or an io_uring server drives it with its own calls. [`serve`] drives the same `Conn` over a blocking
+//! stream for the servers that give a client a process or a thread. So every model answers with the same bytes, the
+//! same limits and the same cost, and a timing compares models and nothing else.
+//!
+//! Grammar: `1*10DIGIT [CR] LF`, value 1 to the limit. After a bad line comes one `ERR` line, and nothing behind it is
+//! read as a request. Source: UNP, volume 1, 30.3 (`web_child`); the framing is this project's own.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+use crate::cli::Limits;
+
+/// Longest request line in bytes, newline included.
+pub const LINE_MAX: usize = 32;
+/// An answer is handed out in blocks of at most this many bytes, so that no client holds a loop for longer.
+pub const BLOCK: usize = 16 * 1024;
+/// After an `ERR` line at most this much of what the client still sends is read and thrown away ...
+pub const LINGER_BYTES: usize = 64 * 1024;
+/// ... and for at most this long.
+pub const LINGER: Duration = Duration::from_secs(1);
+/// A client that takes fewer bytes per second than this over a whole answer is cut off.
+pub const MIN_RATE: u32 = 500;
+
+const ALPHABET: usize = 26;
+
+/// The bytes of every answer: `abc...zabc...`, byte i being `a` + i mod 26.
+///
+/// The position decides the byte, so a lost, doubled or swapped byte is seen by the client, and no answer can be
+/// mistaken for an `ERR` line. The block is longer than [`BLOCK`] by one alphabet: an answer may go on from any offset.
+pub static PATTERN: [u8; BLOCK + ALPHABET] = pattern();
+
+#[allow(clippy::indexing_slicing)] // evaluated at compile time: an index out of bounds is a compile error
+const fn pattern() -> [u8; BLOCK + ALPHABET] {
+    let mut block = [0; BLOCK + ALPHABET];
+    let mut i = 0;
+    while i < block.len() {
+        block[i] = b'a' + (i % ALPHABET) as u8;
+        i += 1;
+    }
+    block
+}
+
+/// The bytes of an answer from `offset` on: at most `left`, and at most one [`BLOCK`].
+pub fn answer_from(offset: u32, left: u32) -> &'static [u8] {
+    let start = offset as usize % ALPHABET;
+    PATTERN.get(start..start + BLOCK.min(left as usize)).unwrap_or_default()
+}
+
+/// Why a client is told `ERR`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The line is not one to ten digits.
+    NotANumber,
+    /// The number is 0 or above the limit.
+    OutOfRange,
+    /// 32 bytes came without a newline.
+    LineTooLong,
+    /// The line or idle deadline passed.
+    Timeout,
+    /// The server has as many clients as it takes.
+    Busy,
+}
+
+impl Refusal {
+    /// The line the client gets, newline included.
+    pub fn line(self, limits: &Limits) -> String {
+        match self {
+            Refusal::NotANumber => "ERR number expected\n".into(),
+            Refusal::OutOfRange => format!("ERR out of range 1..{}\n", limits.max_request),
+            Refusal::LineTooLong => "ERR line too long\n".into(),
+            Refusal::Timeout => "ERR timeout\n".into(),
+            Refusal::Busy => "ERR busy\n".into(),
+        }
+    }
+}
+
+/// Reads a request line without its newline.
+///
+/// # Errors
+/// [`Refusal::NotANumber`] unless it is one to ten ASCII digits and perhaps a CR (so `+5`, which Rust's `parse`
+/// would take, is refused); [`Refusal::OutOfRange`] for 0 and for more than `max`.
+pub fn parse_request(line: &[u8], max: u32) -> Result<u32, Refusal> {
+    let digits = line.strip_suffix(b"\r").unwrap_or(line);
+    if digits.is_empty() || digits.len() > 10 || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Refusal::NotANumber);
+    }
+    // Ten digits always fit in 64 bits.
+    let value = digits.iter().fold(0u64, |value, digit| value * 10 + u64::from(digit - b'0'));
+    match u32::try_from(value) {
+        Ok(n) if (1..=max).contains(&n) => Ok(n),
+        _ => Err(Refusal::OutOfRange),
+    }
+}
+
+/// What a [`Conn`] needs from its driver now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Receive at most [`Conn::room`] bytes and [`feed`](Conn::feed) them, or say [`eof`](Conn::eof).
+    Read,
+    /// Send [`Conn::pending`] and [`consume`](Conn::consume) what the kernel took.
+    Write,
+    /// Send a FIN (`shutdown(SHUT_WR)`) and say [`hung_up`](Conn::hung_up): the error line is out, and what the
+    /// client still sends has to be read before the close, or the close turns into a reset and the line is lost.
+    HangUp,
+    /// Close the descriptor.
+    Close,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Reading,
+    Answering,
+    Refusing,
+    HangingUp,
+    Lingering,
+    Closed,
+}
+
+/// One client's conversation: the service with no descriptor in it.
+///
+/// Its memory is fixed (under 200 bytes), whatever the client asks for: answers come from one static block. While an
+/// answer is pending it takes no input, so a client that does not read is not read from either.
+#[derive(Debug)]
+pub struct Conn {
+    limits: Limits,
+    state: State,
+    /// Received and not yet answered; after a refusal, the line that was refused.
+    line: [u8; LINE_MAX],
+    len: usize,
+    total: u32,
+    sent: u32,
+    eof: bool,
+    refusal: Option<Refusal>,
+    error: String,
+    drained: usize,
+    deadline: Instant,
+    /// Where the minimum rate ends an answer, whatever progress it makes.
+    slowest: Instant,
+}
+
+impl Conn {
+    /// A client that has just been accepted.
+    pub fn new(limits: &Limits, now: Instant) -> Self {
+        Conn {
+            limits: *limits,
+            state: State::Reading,
+            line: [0; LINE_MAX],
+            len: 0,
+            total: 0,
+            sent: 0,
+            eof: false,
+            refusal: None,
+            error: String::new(),
+            drained: 0,
+            deadline: now + Duration::from_millis(limits.idle_timeout),
+            slowest: now,
+        }
+    }
+
+    /// A client that gets one error line and a lingering close.
+    pub fn refused(why: Refusal, limits: &Limits, now: Instant) -> Self {
+        let mut conn = Conn::new(limits, now);
+        conn.refuse(why, now);
+        conn
+    }
+
+    /// What to do next with the descriptor.
+    pub fn next(&self) -> Next {
+        match self.state {
+            State::Reading | State::Lingering => Next::Read,
+            State::Answering | State::Refusing => Next::Write,
+            State::HangingUp => Next::HangUp,
+            State::Closed => Next::Close,
+        }
+    }
+
+    /// How many bytes [`feed`](Self::feed) takes now. At least 1 while [`next`](Self::next) says [`Next::Read`], else 0.
+    pub fn room(&self) -> usize {
+        match self.state {
+            State::Reading => LINE_MAX - self.len,
+            State::Lingering => LINGER_BYTES - self.drained,
+            _ => 0,
+        }
+    }
+
+    /// Takes received bytes, at most [`room`](Self::room) of them; what is beyond that is dropped.
+    pub fn feed(&mut self, bytes: &[u8], now: Instant) {
+        match self.state {
+            State::Reading => {
+                if self.len == 0 && !bytes.is_empty() {
+                    self.deadline = now + Duration::from_millis(self.limits.line_timeout);
+                }
+                for (place, byte) in self.line.iter_mut().skip(self.len).zip(bytes) {
+                    *place = *byte;
+                    self.len += 1;
+                }
+                self.read_line(now);
+            }
+            State::Lingering => {
+                self.drained = LINGER_BYTES.min(self.drained + bytes.len());
+                if self.drained == LINGER_BYTES {
+                    self.state = State::Closed;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The client will send no more. What it asked for before is still answered.
+    pub fn eof(&mut self) {
+        self.eof = true;
+        // An unterminated line is not a request, and Reading means that no whole line is left.
+        if matches!(self.state, State::Reading | State::Lingering) {
+            self.state = State::Closed;
+        }
+    }
+
+    /// The bytes to send now; empty unless [`next`](Self::next) says [`Next::Write`].
+    pub fn pending(&self) -> &[u8] {
+        match self.state {
+            State::Answering => answer_from(self.sent, self.total - self.sent),
+            State::Refusing => self.error.as_bytes().get(self.sent as usize..).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
+    /// The kernel took `n` of the [`pending`](Self::pending) bytes.
+    pub fn consume(&mut self, n: usize, now: Instant) {
+        let n = n.min(self.pending().len());
+        if n == 0 {
+            return;
+        }
+        self.sent += n as u32;
+        self.deadline = self.slowest.min(now + Duration::from_millis(self.limits.write_timeout));
+        if self.sent < self.total {
+            return;
+        }
+        match self.state {
+            State::Refusing => self.state = State::HangingUp,
+            _ => {
+                self.state = State::Reading;
+                let first_byte_is_here = self.len > 0;
+                let patience = if first_byte_is_here { self.limits.line_timeout } else { self.limits.idle_timeout };
+                self.deadline = now + Duration::from_millis(patience);
+                self.read_line(now);
+            }
+        }
+    }
+
+    /// The FIN is out; from here the rest of the client's bytes are thrown away until it closes, or the linger ends.
+    pub fn hung_up(&mut self, now: Instant) {
+        if self.state == State::HangingUp {
+            self.state = if self.eof { State::Closed } else { State::Lingering };
+            self.deadline = now + LINGER;
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do. Never further away than the longest limit.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Ends what has waited too long: a silent client gets `ERR timeout`, one that does not read is closed.
+    pub fn expire(&mut self, now: Instant) {
+        if now < self.deadline {
+            return;
+        }
+        match self.state {
+            State::Reading => self.refuse(Refusal::Timeout, now),
+            State::Answering | State::Refusing => {
+                self.refusal = Some(Refusal::Timeout);
+                self.state = State::Closed;
+            }
+            State::HangingUp | State::Lingering => self.state = State::Closed,
+            State::Closed => {}
+        }
+    }
+
+    /// How the conversation went.
+    ///
+    /// # Errors
+    /// `InvalidData` for a bad request, `TimedOut` for a deadline, `ResourceBusy` for a client too many; the message
+    /// is the `ERR` line and the refused line, escaped.
+    pub fn result(&self) -> io::Result<()> {
+        let line = self.line.get(..self.len).unwrap_or_default().escape_ascii();
+        let told = self.error.trim_end();
+        match self.refusal {
+            None => Ok(()),
+            Some(Refusal::Busy) => Err(io::Error::new(ErrorKind::ResourceBusy, told.to_owned())),
+            Some(Refusal::Timeout) if self.error.is_empty() => {
+                let text = format!("took {} of {} bytes, then too little for too long", self.sent, self.total);
+                Err(io::Error::new(ErrorKind::TimedOut, text))
+            }
+            Some(Refusal::Timeout) => Err(io::Error::new(ErrorKind::TimedOut, told.to_owned())),
+            Some(_) => Err(io::Error::new(ErrorKind::InvalidData, format!("{told}, got '{line}'"))),
+        }
+    }
+
+    /// Answers the first whole line that has been received, if there is one.
+    fn read_line(&mut self, now: Instant) {
+        let received = self.line.get(..self.len).unwrap_or_default();
+        let Some(end) = received.iter().position(|byte| *byte == b'\n') else {
+            if self.len == LINE_MAX {
+                self.refuse(Refusal::LineTooLong, now);
+            } else if self.eof {
+                self.state = State::Closed;
+            }
+            return;
+        };
+        match parse_request(received.get(..end).unwrap_or_default(), self.limits.max_request) {
+            Ok(n) => {
+                self.line.copy_within(end + 1..self.len, 0);
+                self.len -= end + 1;
+                self.begin_sending(State::Answering, n, now);
+            }
+            Err(why) => {
+                self.len = end;
+                self.refuse(why, now);
+            }
+        }
+    }
+
+    fn refuse(&mut self, why: Refusal, now: Instant) {
+        self.refusal = Some(why);
+        self.error = why.line(&self.limits);
+        self.begin_sending(State::Refusing, self.error.len() as u32, now);
+    }
+
+    fn begin_sending(&mut self, state: State, total: u32, now: Instant) {
+        let patience = Duration::from_millis(self.limits.write_timeout);
+        self.state = state;
+        self.total = total;
+        self.sent = 0;
+        self.deadline = now + patience;
+        self.slowest = now + patience + Duration::from_secs(u64::from(total / MIN_RATE));
+    }
+}
+
+/// A blocking connection, as [`serve`] wants it: bytes, a bound on how long one call may block, and a FIN.
+pub trait Stream: Read + Write {
+    /// The next reads fail with `WouldBlock` after this long.
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    fn read_within(&mut self, bound: Duration) -> io::Result<()>;
+    /// The next writes fail with `WouldBlock`, or take only a part, after this long.
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    fn write_within(&mut self, bound: Duration) -> io::Result<()>;
+    /// Sends a FIN; reading goes on.
+    ///
+    /// # Errors
+    /// Those of shutdown(2).
+    fn finish_writing(&mut self) -> io::Result<()>;
+}
+
+/// Serves one client to the end of its conversation, blocking.
+///
+/// # Errors
+/// What the kernel said of the connection, or [`Conn::result`] where the client was refused. The client has had its
+/// `ERR` line by then; the caller closes.
+pub fn serve(stream: &mut impl Stream, limits: &Limits) -> io::Result<()> {
+    drive(stream, Conn::new(limits, Instant::now()))
+}
+
+/// Does what `conn` asks for, blocking, until it is closed.
+pub(crate) fn drive(stream: &mut impl Stream, mut conn: Conn) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    let (mut reads_armed, mut writes_armed) = (None, None);
+    loop {
+        let left = conn.deadline().saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            conn.expire(Instant::now());
+        }
+        let step = match conn.next() {
+            Next::Read => {
+                let room = conn.room().min(buffer.len());
+                let buffer = buffer.get_mut(..room).unwrap_or_default();
+                arm(&mut reads_armed, left, |bound| stream.read_within(bound))?;
+                stream.read(buffer).map(|n| match buffer.get(..n) {
+                    Some([]) | None => conn.eof(),
+                    Some(bytes) => conn.feed(bytes, Instant::now()),
+                })
+            }
+            Next::Write => {
+                arm(&mut writes_armed, left, |bound| stream.write_within(bound))?;
+                stream.write(conn.pending()).map(|n| conn.consume(n, Instant::now()))
+            }
+            Next::HangUp => {
+                let fin = stream.finish_writing();
+                conn.hung_up(Instant::now());
+                fin
+            }
+            Next::Close => return conn.result(),
+        };
+        match step {
+            Ok(()) => {}
+            // A signal, or the bound: the top of the loop asks the clock.
+            Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                (reads_armed, writes_armed) = (None, None);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Sets a bound only where the one in force is too long, so that an ordinary request costs no setsockopt. A bound
+/// that is too short wakes the driver early, which re-arms it then.
+fn arm(armed: &mut Option<Duration>, left: Duration, set: impl FnOnce(Duration) -> io::Result<()>) -> io::Result<()> {
+    let left = left.max(Duration::from_millis(1));
+    if armed.is_none_or(|bound| bound > left + left / 64 + Duration::from_millis(1)) {
+        set(left)?;
+        *armed = Some(left);
+    }
+    Ok(())
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.line(&Limits::default()).trim_end())
+    }
+}
