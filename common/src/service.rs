@@ -264,12 +264,15 @@ impl Conn {
         self.deadline
     }
 
-    /// Ends what has waited too long: a silent client gets `ERR timeout`, one that does not read is closed.
+    /// Ends what has waited too long. A client in the middle of a line, or one that never said a word, gets
+    /// `ERR timeout`; one that has had its answers and only stays is closed without a word, as HTTP servers do; one
+    /// that does not read is closed.
     pub fn expire(&mut self, now: Instant) {
         if now < self.deadline {
             return;
         }
         match self.state {
+            State::Reading if self.len == 0 && self.total > 0 => self.state = State::Closed,
             State::Reading => self.refuse(Refusal::Timeout, now),
             State::Answering | State::Refusing => {
                 self.refusal = Some(Refusal::Timeout);
