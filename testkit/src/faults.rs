@@ -1,0 +1,236 @@
+//! Faults of the kernel and of the machine: out of descriptors, failing calls, killed processes, dead output.
+
+use std::fs::File;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::oracle::{self, Baseline};
+use crate::peer::{End, Peer};
+use crate::procs;
+use crate::server::{Server, eventually};
+use crate::subject::{Row, Subject};
+use crate::tools::{self, Injection};
+
+pub const ROWS: &[Row] = &[
+    ("A01_out_of_descriptors", out_of_descriptors),
+    ("A03_A04_accept_fails_and_goes_on", accept_fails),
+    ("A06_accept_fails_for_good", accept_fails_for_good),
+    ("A07_A10_A11_queued_resets_and_stops", queued_resets),
+    ("A12_fork_fails", fork_fails),
+    ("A14_start_errors_are_one_line", start_errors),
+    ("C06_dead_output", dead_output),
+    ("D01_no_zombies", |s| s.abused(&[], |server| (0..1000).for_each(|_| server.connect().ask(1)))),
+    ("D03_worker_killed_in_an_answer", worker_killed),
+    ("D06_nothing_outlives_the_first_process", nothing_outlives),
+    ("D12_a_client_is_held_by_one_process", held_once),
+];
+
+/// The lowest number that is free: with this limit the next accept fails with EMFILE.
+fn descriptor_ceiling(pid: i32) -> u64 {
+    let used = procs::descriptors(pid);
+    (0..).find(|fd| !used.contains_key(fd)).unwrap_or_default() as u64
+}
+
+fn out_of_descriptors(subject: &Subject) {
+    subject.abused(&[], |server| {
+        let mut early = subject.is_concurrent().then(|| server.connect());
+        early.iter_mut().for_each(|peer| peer.ask(10));
+        let family = server.family();
+        let limits: Vec<u64> =
+            family.iter().map(|p| procs::limit_descriptors(p.pid, descriptor_ceiling(p.pid))).collect();
+
+        // accept4 takes its descriptor number before it sleeps: one that slept through the change still succeeds.
+        drop(server.connect());
+        server.wait_log("Too many open files");
+        let mut late = server.connect();
+        late.send("3000\n");
+        let cpu = || family.iter().map(|p| procs::cpu_ns(p.pid)).sum::<u64>();
+        let (start, before) = (Instant::now(), cpu());
+        std::thread::sleep(Duration::from_millis(400)); // the measure: CPU time over this long
+        let share = (cpu() - before) as f64 / start.elapsed().as_nanos() as f64;
+        assert!(share < 0.05, "spins without descriptors: {:.0} % of a CPU", share * 100.0);
+        assert!(late.is_waiting(), "neither served nor lost");
+        early.iter_mut().for_each(|peer| peer.ask(10));
+
+        for (proc, limit) in family.iter().zip(limits) {
+            procs::limit_descriptors(proc.pid, limit);
+        }
+        assert!(late.read_exactly(3000) == crate::pattern(3000), "deaf after the relief");
+    });
+}
+
+fn accept_fails(subject: &Subject) {
+    if !tools::have("strace", "A03_A04_accept_fails_and_goes_on") {
+        return;
+    }
+    subject.abused(&[], |server| {
+        for errno in [
+            "ECONNABORTED",
+            "EPROTO",
+            "EPERM",
+            "ETIMEDOUT",
+            "EHOSTUNREACH",
+            "EINTR",
+            "EAGAIN",
+            "ENFILE",
+            "ENOBUFS",
+            "ENOMEM",
+        ] {
+            let injection = Injection::attach(server.pid(), true, &format!("accept4,accept:error={errno}:when=1..3"));
+            let mut peer = server.connect();
+            peer.try_ask(100).unwrap_or_else(|e| panic!("{errno}: {e}"));
+            drop((peer, injection));
+            server.connect().ask(100);
+        }
+    });
+}
+
+fn accept_fails_for_good(subject: &Subject) {
+    if !tools::have("strace", "A06_accept_fails_for_good") {
+        return;
+    }
+    for errno in ["EBADF", "EINVAL", "ENOTSOCK"] {
+        let mut server = subject.start(&[]);
+        server.connect().ask(1);
+        let injection = Injection::attach(server.pid(), true, &format!("accept4,accept:error={errno}"));
+        let _ = Peer::try_connect(server.addr); // wakes an accept that slept through the attaching
+        let status = server.wait();
+        drop(injection);
+        assert_eq!(status.code(), Some(1), "{errno}: {}", server.log());
+        let log = server.log();
+        assert!(log.lines().any(|line| line.starts_with("Error: accept: ")), "{errno}: {log}");
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
+
+/// Clients that are reset while they wait in the accept queue, of a server that is stopped and goes on.
+fn queued_resets(subject: &Subject) {
+    subject.abused(&[], |server| {
+        let family = server.family();
+        let tell = |signal| family.iter().for_each(|p| kill(Pid::from_raw(p.pid), signal).unwrap());
+        tell(Signal::SIGSTOP);
+        eventually("it has stopped", || server.family().iter().all(|p| p.state == 'T').then_some(()));
+        (0..100).for_each(|_| server.connect().reset());
+        let mut queued: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
+        queued.iter_mut().for_each(|peer| peer.send("100\n"));
+        tell(Signal::SIGCONT);
+        for mut peer in queued {
+            assert!(peer.read_exactly(100) == crate::pattern(100));
+        }
+    });
+}
+
+fn fork_fails(subject: &Subject) {
+    if !subject.calls("fork") || !tools::have("strace", "A12_fork_fails") {
+        return;
+    }
+    subject.abused(&[], |server| {
+        for errno in ["EAGAIN", "ENOMEM"] {
+            let injection =
+                Injection::attach(server.pid(), false, &format!("clone,clone3,?fork,?vfork:error={errno}:when=1"));
+            let mut peer = server.connect();
+            peer.send("10\n");
+            assert_eq!(peer.read_to_end(), (b"ERR busy\n".to_vec(), End::Eof), "{errno}");
+            server.connect().ask(10);
+            drop(injection);
+        }
+    });
+}
+
+fn start_errors(subject: &Subject) {
+    let server = subject.start(&[]);
+    let taken = server.addr.port().to_string();
+    let refusals: [(&[&str], &str); 4] = [
+        (&["-p", &taken], "Address already in use"),
+        (&["-p", "0", "-i", "192.0.2.1", "--allow-remote"], "Cannot assign requested address"),
+        (&["-p", "0", "-i", "0.0.0.0"], "--allow-remote"),
+        (&["-p", "0", "-i", "198.51.100.7"], "--allow-remote"),
+    ];
+    for (args, reason) in refusals {
+        let output = Command::new(&subject.bin).args(args).env("RUST_BACKTRACE", "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.lines().count() == 1 && text.contains("bind ") && text.contains(reason), "{args:?}: {text}");
+        assert!(output.stdout.is_empty(), "{args:?}: a ready line in spite of it");
+    }
+    for args in [&["-p", "65536"][..], &["-i", "nowhere.invalid"], &["--no-such-flag"], &["--line-timeout", "0"]] {
+        let output = Command::new(&subject.bin).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(output.stderr.starts_with(b"error: "), "{args:?}");
+    }
+}
+
+/// A full disk, a closed pipe or no output at all cost log lines and nothing else.
+fn dead_output(subject: &Subject) {
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    let closed_pipe = || Stdio::from(nix::unistd::pipe().unwrap().1);
+    for round in 0..3 {
+        let mut command = match round {
+            2 => Command::new("sh"),
+            _ => Command::new(&subject.bin),
+        };
+        match round {
+            0 => command.args(["-p", "0", "-v"]).stdout(full()).stderr(full()),
+            1 => command.args(["-p", "0", "-v"]).stdout(closed_pipe()).stderr(closed_pipe()),
+            _ => command.args(["-c", "exec \"$0\" -p 0 -v <&- >&- 2>&-", &subject.bin]),
+        };
+        let server = Server::start_blind(&mut command);
+        let base = Baseline::of(&server);
+        for _ in 0..10 {
+            server.connect().ask(100);
+            let mut peer = server.connect();
+            peer.send("no number\n");
+            assert_eq!(peer.read_to_end().0, b"ERR number expected\n");
+        }
+        oracle::finish(server, &base);
+    }
+}
+
+/// kill -9 of the process that serves a client, in the middle of an answer: that client sees the end, the others live.
+fn worker_killed(subject: &Subject) {
+    let server = subject.start(&[]);
+    let base = Baseline::of(&server);
+    let mut victim = Peer::connect_small_window(server.addr);
+    victim.send("1048576\n".repeat(10));
+    victim.read_exactly(1);
+    let workers = || procs::holders(&server.family(), victim.addr());
+    let worker = workers().into_iter().find(|pid| *pid != server.pid());
+    if let Some(worker) = worker {
+        let mut other = server.connect();
+        other.ask(10);
+        kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+        let (bytes, end) = victim.read_to_end();
+        assert!(bytes.len() < 10 << 20 && end != End::Silence, "{} bytes, {end:?}", bytes.len());
+        other.ask(10);
+        drop(other);
+    }
+    drop(victim);
+    oracle::finish(server, &base);
+}
+
+fn nothing_outlives(subject: &Subject) {
+    let mut server = subject.start(&[]);
+    let mut peers: Vec<Peer> = (0..if subject.is_concurrent() { 4 } else { 1 }).map(|_| server.connect()).collect();
+    peers.iter_mut().for_each(|peer| peer.ask(10));
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    eventually("the family is gone", || server.family().iter().all(|p| p.state == 'Z').then_some(()));
+    eventually("the port is refused", || Peer::try_connect(server.addr).is_err().then_some(()));
+    for mut peer in peers {
+        assert_ne!(peer.read_to_end().1, End::Silence);
+    }
+}
+
+/// A copy of a client's descriptor in a second process would keep the client from ever seeing the end.
+fn held_once(subject: &Subject) {
+    subject.abused(&[], |server| {
+        let mut peers: Vec<Peer> = (0..if subject.is_concurrent() { 4 } else { 1 }).map(|_| server.connect()).collect();
+        peers.iter_mut().for_each(|peer| peer.ask(10));
+        for peer in &peers {
+            eventually("one holder", || (procs::holders(&server.family(), peer.addr()).len() == 1).then_some(()));
+        }
+    });
+}

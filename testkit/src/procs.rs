@@ -1,0 +1,166 @@
+//! A family of processes as /proc shows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid};
+use procfs::process::{FDTarget, Process, all_processes};
+
+use crate::server::MARKER;
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proc {
+    /// Process id.
+    pub pid: i32,
+    /// Parent's process id.
+    pub ppid: i32,
+    /// As in proc_pid_stat(5): R running, S sleeping, T stopped, Z zombie.
+    pub state: char,
+    /// Threads.
+    pub threads: i64,
+}
+
+/// Orphans of the servers come to this process (PR_SET_CHILD_SUBREAPER), where they are counted; and descriptors that
+/// this process was itself given by a shell are not handed on, where they would look like leaks.
+pub(crate) fn prepare_harness() {
+    prctl::set_child_subreaper(true).unwrap();
+    // SAFETY: only marks descriptors close-on-exec; closes none.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
+}
+
+/// The process `root`, all that descend from it, and orphans that carry the marker.
+pub(crate) fn family(root: i32, marker: &str) -> Vec<Proc> {
+    let mut all = BTreeMap::new();
+    for process in all_processes().unwrap().flatten() {
+        if let Ok(stat) = process.stat() {
+            all.insert(stat.pid, Proc { pid: stat.pid, ppid: stat.ppid, state: stat.state, threads: stat.num_threads });
+        }
+    }
+    let mut members: BTreeSet<i32> = all.keys().copied().filter(|pid| *pid == root).collect();
+    let me = getpid().as_raw();
+    members.extend(all.values().filter(|p| p.pid != root && p.ppid == me && is_marked(p.pid, marker)).map(|p| p.pid));
+    loop {
+        let more: Vec<i32> =
+            all.values().filter(|p| members.contains(&p.ppid) && !members.contains(&p.pid)).map(|p| p.pid).collect();
+        if more.is_empty() {
+            return all.into_values().filter(|p| members.contains(&p.pid)).collect();
+        }
+        members.extend(more);
+    }
+}
+
+/// Kills `family` but for its `root`, whose parent waits for it, and reaps what comes to this process as orphans.
+pub(crate) fn end_family(family: &[Proc], root: i32) {
+    let rest = || family.iter().map(|p| p.pid).filter(|pid| *pid != root);
+    for pid in rest() {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    for pid in rest() {
+        // ECHILD may mean that its own parent is not quite dead: it becomes ours when that is.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while waitpid(Pid::from_raw(pid), None).is_err() && is_there(pid) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// True while the number is a process, or a zombie that nobody has reaped.
+pub fn is_there(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn is_marked(pid: i32, marker: &str) -> bool {
+    let wanted = format!("{MARKER}={marker}");
+    fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|environ| environ.split(|b| *b == 0).any(|v| v == wanted.as_bytes()))
+}
+
+/// What a descriptor points at, as far as it can be compared between two looks.
+pub fn descriptors(pid: i32) -> BTreeMap<i32, String> {
+    let Ok(process) = Process::new(pid) else { return BTreeMap::new() };
+    let Ok(fds) = process.fd() else { return BTreeMap::new() };
+    fds.flatten()
+        .map(|fd| {
+            let target = match fd.target {
+                FDTarget::Path(path) => path.display().to_string(),
+                FDTarget::Socket(inode) => format!("socket:{inode}"),
+                FDTarget::Pipe(inode) => format!("pipe:{inode}"),
+                FDTarget::AnonInode(name) => format!("anon:{name}"),
+                other => format!("{other:?}"),
+            };
+            (fd.fd, target)
+        })
+        .collect()
+}
+
+/// True if the descriptor is closed by execve: bit 02000000 of its flags, proc_pid_fdinfo(5).
+pub fn is_cloexec(pid: i32, fd: i32) -> Option<bool> {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    Some(u64::from_str_radix(flags.trim(), 8).ok()? & 0o2_000_000 != 0)
+}
+
+/// CPU time the process has used, all threads, in nanoseconds.
+pub fn cpu_ns(pid: i32) -> u64 {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+    let schedstat = |task: fs::DirEntry| fs::read_to_string(task.path().join("schedstat")).ok();
+    let first = |text: String| text.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok());
+    tasks.flatten().filter_map(schedstat).filter_map(first).sum()
+}
+
+/// Anonymous memory of the process in bytes: what it allocated, without program text shared with others.
+pub fn anonymous_bytes(pid: i32) -> u64 {
+    status_kib(pid, "RssAnon:") * 1024
+}
+
+/// A `kB` line of /proc/PID/status.
+pub fn status_kib(pid: i32, key: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0)
+}
+
+/// The signal mask named (`SigBlk`, `SigIgn`, `SigCgt`) of a process.
+pub fn signal_mask(pid: i32, key: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+    u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap_or(0)
+}
+
+/// Changes a resource limit of a living process, prlimit(2).
+pub fn limit_descriptors(pid: i32, soft: u64) -> u64 {
+    let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: null for the new limit asks only; the kernel writes the old one.
+    let rc = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &mut old) };
+    assert_eq!(rc, 0);
+    let new = libc::rlimit { rlim_cur: soft, rlim_max: old.rlim_max };
+    // SAFETY: the kernel reads one rlimit.
+    let rc = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &new, std::ptr::null_mut()) };
+    assert_eq!(rc, 0);
+    old.rlim_cur
+}
+
+/// The port the process listens on, for a server whose stdout nobody reads.
+pub fn listening_port(pid: i32) -> Option<u16> {
+    let mine: BTreeSet<String> = descriptors(pid).into_values().collect();
+    let tables = [procfs::net::tcp().ok()?, procfs::net::tcp6().ok()?];
+    let listening = |entry: &&procfs::net::TcpNetEntry| {
+        entry.state == procfs::net::TcpState::Listen && mine.contains(&format!("socket:{}", entry.inode))
+    };
+    tables.iter().flatten().find(listening).map(|entry| entry.local_address.port())
+}
+
+/// The processes of `family` that hold the server's end of the connection whose client has the address `client`.
+pub fn holders(family: &[Proc], client: std::net::SocketAddr) -> Vec<i32> {
+    let tables = [procfs::net::tcp().unwrap(), procfs::net::tcp6().unwrap_or_default()];
+    let Some(entry) = tables.iter().flatten().find(|entry| entry.remote_address == client) else { return Vec::new() };
+    let socket = format!("socket:{}", entry.inode);
+    family.iter().map(|p| p.pid).filter(|pid| descriptors(*pid).values().any(|target| *target == socket)).collect()
+}

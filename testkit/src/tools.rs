@@ -1,0 +1,53 @@
+//! Programs the tests borrow from the machine, and faults injected with strace(1).
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// True if `tool` can be run. Otherwise the test `who` is reported as skipped by name, and where
+/// `REQUIRE_ALL_TESTS=1` is set (`cargo verify` sets it) it fails.
+pub fn have(tool: &str, who: &str) -> bool {
+    let found =
+        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()));
+    if !found {
+        assert!(std::env::var("REQUIRE_ALL_TESTS").as_deref() != Ok("1"), "{who} needs {tool}, which is not installed");
+        eprintln!("SKIPPED: {who}: {tool} is not installed");
+    }
+    found
+}
+
+/// strace attached to a living process; dropping it detaches, so that the recovery can be watched too.
+pub struct Injection {
+    strace: Child,
+}
+
+impl Injection {
+    /// Makes system calls of `pid` fail as strace's `-e inject=` says, for example
+    /// `accept4:error=EMFILE:when=1..3`. With `follow`, its threads and children too.
+    pub fn attach(pid: i32, follow: bool, inject: &str) -> Injection {
+        let calls = inject.split(':').next().unwrap();
+        let mut command = Command::new("strace");
+        command.args(["-p", &pid.to_string(), "-o", "/dev/null"]);
+        command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={inject}")]);
+        if follow {
+            command.arg("-f");
+        }
+        let mut strace = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut first = String::new();
+        let mut stderr = BufReader::new(strace.stderr.take().unwrap());
+        stderr.read_line(&mut first).unwrap();
+        assert!(first.contains("attached"), "strace: {first}");
+        // Read on, or strace would meet a closed pipe when it reports the detaching.
+        std::thread::spawn(move || stderr.lines().for_each(drop));
+        Injection { strace }
+    }
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        let _ = kill(Pid::from_raw(self.strace.id() as i32), Signal::SIGTERM);
+        let _ = self.strace.wait();
+    }
+}
