@@ -8,6 +8,8 @@ use crate::report::Failed;
 
 /// The book's port: UNP and every ancestor of these servers use it.
 pub const PORT: u16 = 2000;
+/// Workers of a pool.
+pub const WORKERS: u16 = 8;
 /// Longest answer, in bytes, that a client may ask for.
 pub const MAX_REQUEST: u32 = 1 << 20;
 /// Milliseconds from the first byte of a request line to its newline.
@@ -48,6 +50,14 @@ impl Listen {
             )))
         }
     }
+}
+
+/// How many serve at once.
+#[derive(Args, Clone, Debug)]
+pub struct Pool {
+    /// Workers, made before the first client comes
+    #[arg(short = 'n', long, default_value_t = WORKERS, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub workers: u16,
 }
 
 /// The limits of one conversation. All times are milliseconds, at least 1.
@@ -105,6 +115,8 @@ mod tests {
         listen: Listen,
         #[command(flatten)]
         limits: Limits,
+        #[command(flatten)]
+        pool: Pool,
     }
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
@@ -141,12 +153,18 @@ mod tests {
             &["--line-timeout", "0"],
             &["--grace", "86400001"],
             &["--idle-timeout", "1s"],
+            &["-n", "0"],
+            &["-n", "1025"],
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
-        for good in
-            [&["--max-request", "1"][..], &["--max-request", "1073741824"], &["--grace", "86400000"], &["-p", "65535"]]
-        {
+        for good in [
+            &["--max-request", "1"][..],
+            &["--max-request", "1073741824"],
+            &["--grace", "86400000"],
+            &["-n", "1024"],
+            &["-p", "65535"],
+        ] {
             assert!(parse(good).is_ok(), "{good:?}");
         }
     }
