@@ -1,1 +1,34 @@
-//! placeholder
+//! The load client as a library: say what to do in a [`Plan`], [`run`] it, read the [`Report`].
+//!
+//! One thread and one epoll instance drive every connection of a closed loop: each of `clients` has one request under
+//! way and sends the next when the answer is complete. A run always ends: whatever the server does, each request ends
+//! as done, as a [`Failure`] with a phase, or as censored because the run was over first.
+//!
+//! | module | reason |
+//! |---|---|
+//! | [`plan`] | what to do |
+//! | `engine`, `ramp` | sockets and epoll |
+//! | [`conn`], [`answer`] | one client and one answer, without a socket in them |
+//! | [`failure`] | what can go wrong, in which phase, and what to do about it |
+//! | [`stats`], [`report`] | counts and histograms; the result of a run |
+//! | [`text`], [`json`] | the two ways to print a report |
+//! | [`limits`] | descriptors, CPU time and memory of this process |
+#![warn(missing_docs)]
+
+pub mod answer;
+pub mod conn;
+mod engine;
+pub mod explain;
+pub mod failure;
+pub mod json;
+pub mod limits;
+pub mod plan;
+mod ramp;
+pub mod report;
+pub mod stats;
+pub mod text;
+
+pub use engine::{Observer, Progress, run};
+pub use failure::{CouldNotRun, Failure, Kind, Phase};
+pub use plan::{Close, Plan, Until, Verify};
+pub use report::{Ended, Report};

@@ -189,7 +189,7 @@ fn never_reads(subject: &Subject) {
         let grown = memory(server).saturating_sub(before);
         assert!(grown <= 64 * 1024, "{grown} bytes for a client that does not read");
         // The write deadline ends it: the rest of 50 MiB never comes.
-        eventually("the client is closed", || procs::holders(&server.family(), peer.addr()).is_empty().then_some(()));
+        eventually("the client is closed", || procs::holders(server, &peer).is_empty().then_some(()));
         assert!(peer.read_to_end().0.len() < 50 << 20);
     });
 }

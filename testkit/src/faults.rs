@@ -150,14 +150,14 @@ fn start_errors(subject: &Subject) {
         (&["-p", "0", "-i", "198.51.100.7"], "--allow-remote"),
     ];
     for (args, reason) in refusals {
-        let output = Command::new(&subject.bin).args(args).env("RUST_BACKTRACE", "1").output().unwrap();
+        let output = subject.command().args(args).env("RUST_BACKTRACE", "1").output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
         assert!(text.lines().count() == 1 && text.contains("bind ") && text.contains(reason), "{args:?}: {text}");
         assert!(output.stdout.is_empty(), "{args:?}: a ready line in spite of it");
     }
     for args in [&["-p", "65536"][..], &["-i", "nowhere.invalid"], &["--no-such-flag"], &["--line-timeout", "0"]] {
-        let output = Command::new(&subject.bin).args(args).output().unwrap();
+        let output = subject.command().args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stderr.starts_with(b"error: "), "{args:?}");
     }
@@ -170,12 +170,12 @@ fn dead_output(subject: &Subject) {
     for round in 0..3 {
         let mut command = match round {
             2 => Command::new("sh"),
-            _ => Command::new(&subject.bin),
+            _ => subject.command(),
         };
         match round {
             0 => command.args(["-p", "0", "-v"]).stdout(full()).stderr(full()),
             1 => command.args(["-p", "0", "-v"]).stdout(closed_pipe()).stderr(closed_pipe()),
-            _ => command.args(["-c", "exec \"$0\" -p 0 -v <&- >&- 2>&-", &subject.bin]),
+            _ => command.args(["-c", "exec \"$0\" \"$@\" -p 0 -v <&- >&- 2>&-", &subject.bin]).args(&subject.variant),
         };
         let server = Server::start_blind(&mut command);
         let base = Baseline::of(&server);
@@ -196,7 +196,7 @@ fn worker_killed(subject: &Subject) {
     let mut victim = Peer::connect_small_window(server.addr);
     victim.send("1048576\n".repeat(10));
     victim.read_exactly(1);
-    let workers = || procs::holders(&server.family(), victim.addr());
+    let workers = || procs::holders(&server, &victim);
     let worker = workers().into_iter().find(|pid| *pid != server.pid());
     if let Some(worker) = worker {
         let mut other = server.connect();
@@ -230,7 +230,7 @@ fn held_once(subject: &Subject) {
         let mut peers: Vec<Peer> = (0..if subject.is_concurrent() { 4 } else { 1 }).map(|_| server.connect()).collect();
         peers.iter_mut().for_each(|peer| peer.ask(10));
         for peer in &peers {
-            eventually("one holder", || (procs::holders(&server.family(), peer.addr()).len() == 1).then_some(()));
+            eventually("one holder", || (procs::holders(server, peer).len() == 1).then_some(()));
         }
     });
 }

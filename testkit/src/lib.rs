@@ -21,7 +21,7 @@ pub mod tools;
 
 pub use peer::{End, Peer};
 pub use server::{PATIENCE, Server, describe, eventually};
-pub use subject::conformance;
+pub use subject::{conformance, conformance_with};
 
 /// The first `n` bytes of an answer, made the obvious way and not with the code under test.
 pub fn pattern(n: usize) -> Vec<u8> {

@@ -1,7 +1,6 @@
 //! Signals, the stop, and the start after it.
 
 use std::os::unix::process::CommandExt;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -53,7 +52,7 @@ pub const ROWS: &[Row] = &[
         assert_eq!(server.family(), []);
     }),
     ("E05_ctrl_c_reaches_the_whole_group", |s| {
-        let mut server = Server::start_with(Command::new(&s.bin).args(["-p", "0"]).process_group(0));
+        let mut server = Server::start_with(s.command().args(["-p", "0"]).process_group(0));
         let mut peer = server.connect();
         peer.ask(1);
         kill(Pid::from_raw(-server.pid()), Signal::SIGINT).unwrap();
@@ -86,7 +85,7 @@ pub const ROWS: &[Row] = &[
             peer.read_to_end();
             drop(peer);
             server.stop().unwrap();
-            server = Server::start_with(Command::new(&s.bin).args(["-p", &port]));
+            server = Server::start_with(s.command().args(["-p", &port]));
         }
         server.stop().unwrap();
     }),
@@ -94,7 +93,7 @@ pub const ROWS: &[Row] = &[
         s.abused(&[], |server| {
             let mut peer = server.connect();
             peer.ask(1);
-            for worker in procs::holders(&server.family(), peer.addr()) {
+            for worker in procs::holders(server, &peer) {
                 assert_eq!(procs::signal_mask(worker, "SigBlk") & (1 << (libc::SIGCHLD - 1)), 0, "process {worker}");
             }
         })

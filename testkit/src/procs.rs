@@ -10,9 +10,11 @@ use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid};
+use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::{FDTarget, Process, all_processes};
 
-use crate::server::MARKER;
+use crate::peer::Peer;
+use crate::server::{MARKER, Server};
 
 /// One process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,33 +136,45 @@ pub fn signal_mask(pid: i32, key: &str) -> u64 {
     u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap_or(0)
 }
 
-/// Changes a resource limit of a living process, prlimit(2).
+/// Changes the soft limit of descriptors of a living process, prlimit(2), and says what it was; 0 where the process
+/// has ended.
 pub fn limit_descriptors(pid: i32, soft: u64) -> u64 {
     let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: null for the new limit asks only; the kernel writes the old one.
     let rc = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &mut old) };
-    assert_eq!(rc, 0);
+    if rc != 0 {
+        return 0;
+    }
     let new = libc::rlimit { rlim_cur: soft, rlim_max: old.rlim_max };
     // SAFETY: the kernel reads one rlimit.
-    let rc = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &new, std::ptr::null_mut()) };
-    assert_eq!(rc, 0);
+    unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &new, std::ptr::null_mut()) };
     old.rlim_cur
 }
 
-/// The port the process listens on, for a server whose stdout nobody reads.
-pub fn listening_port(pid: i32) -> Option<u16> {
+/// The listening socket of the process: its port, and its inode number, which no other socket will have.
+pub fn listening_socket(pid: i32) -> Option<(u16, u64)> {
     let mine: BTreeSet<String> = descriptors(pid).into_values().collect();
-    let tables = [procfs::net::tcp().ok()?, procfs::net::tcp6().ok()?];
-    let listening = |entry: &&procfs::net::TcpNetEntry| {
-        entry.state == procfs::net::TcpState::Listen && mine.contains(&format!("socket:{}", entry.inode))
-    };
-    tables.iter().flatten().find(listening).map(|entry| entry.local_address.port())
+    let listening =
+        |entry: &TcpNetEntry| entry.state == TcpState::Listen && mine.contains(&format!("socket:{}", entry.inode));
+    tcp_sockets().into_iter().find(listening).map(|entry| (entry.local_address.port(), entry.inode))
 }
 
-/// The processes of `family` that hold the server's end of the connection whose client has the address `client`.
-pub fn holders(family: &[Proc], client: std::net::SocketAddr) -> Vec<i32> {
-    let tables = [procfs::net::tcp().unwrap(), procfs::net::tcp6().unwrap_or_default()];
-    let Some(entry) = tables.iter().flatten().find(|entry| entry.remote_address == client) else { return Vec::new() };
+/// True while a socket with this inode number listens.
+pub fn listens(inode: u64) -> bool {
+    tcp_sockets().iter().any(|entry| entry.state == TcpState::Listen && entry.inode == inode)
+}
+
+/// The processes of the server that hold their end of the connection whose other end is `client`.
+pub fn holders(server: &Server, client: &Peer) -> Vec<i32> {
+    let (here, there) = (server.addr, client.addr());
+    let is_ours =
+        |entry: &TcpNetEntry| entry.local_address == here && entry.remote_address == there && entry.inode != 0;
+    let Some(entry) = tcp_sockets().into_iter().find(is_ours) else { return Vec::new() };
     let socket = format!("socket:{}", entry.inode);
-    family.iter().map(|p| p.pid).filter(|pid| descriptors(*pid).values().any(|target| *target == socket)).collect()
+    let holds = |pid: &i32| descriptors(*pid).values().any(|target| *target == socket);
+    server.family().iter().map(|p| p.pid).filter(holds).collect()
+}
+
+fn tcp_sockets() -> Vec<TcpNetEntry> {
+    [procfs::net::tcp().unwrap_or_default(), procfs::net::tcp6().unwrap_or_default()].concat()
 }

@@ -24,11 +24,20 @@ pub(crate) const MARKER: &str = "TESTKIT_SERVER";
 
 static SERVERS: AtomicU32 = AtomicU32::new(0);
 
+/// What a server has written to stderr, and whether that was all.
+#[derive(Default)]
+struct Log {
+    text: Mutex<(String, bool)>,
+    changed: Condvar,
+}
+
 /// A running example. Dropping it kills whatever is left of its family.
 pub struct Server {
     child: Child,
     marker: String,
-    log: Arc<(Mutex<String>, Condvar)>,
+    log: Arc<Log>,
+    /// The inode number of its listening socket.
+    listener: Option<u64>,
     /// Where it listens.
     pub addr: SocketAddr,
 }
@@ -45,7 +54,7 @@ impl Server {
         let marker = new_marker();
         command.env(MARKER, &marker).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-        let log = Arc::new((Mutex::new(String::new()), Condvar::new()));
+        let log = Arc::new(Log::default());
         collect(child.stderr.take().unwrap(), Arc::clone(&log));
 
         let (send, ready) = mpsc::channel();
@@ -56,9 +65,10 @@ impl Server {
         let Some(addr) = addr else {
             let _ = child.kill();
             let status = child.wait();
-            panic!("{command:?}: no ready line, but {line:?}, {status:?}, {}", log.0.lock().unwrap());
+            panic!("{command:?}: no ready line, but {line:?}, {status:?}, {}", log.text.lock().unwrap().0);
         };
-        Server { child, marker, log, addr }
+        let listener = procs::listening_socket(child.id() as i32).map(|(_, inode)| inode);
+        Server { child, marker, log, listener, addr }
     }
 
     /// Starts a prepared command whose output goes elsewhere, and looks in /proc for the port it listens on.
@@ -67,12 +77,14 @@ impl Server {
         let marker = new_marker();
         let child = command.env(MARKER, &marker).stdin(Stdio::null()).spawn().unwrap();
         let pid = child.id() as i32;
-        let mut server = Server { child, marker, log: Arc::default(), addr: (Ipv4Addr::LOCALHOST, 0).into() };
-        let port = eventually("it listens", || {
+        let mut server =
+            Server { child, marker, log: Arc::default(), listener: None, addr: (Ipv4Addr::LOCALHOST, 0).into() };
+        let (port, listener) = eventually("it listens", || {
             assert!(server.exited().is_none(), "{command:?} has ended");
-            procs::listening_port(pid)
+            procs::listening_socket(pid)
         });
         server.addr.set_port(port);
+        server.listener = Some(listener);
         server
     }
 
@@ -88,15 +100,24 @@ impl Server {
 
     /// What it has written to stderr so far.
     pub fn log(&self) -> String {
-        self.log.0.lock().unwrap().clone()
+        self.log.text.lock().unwrap().0.clone()
     }
 
     /// Waits until the log holds `text`.
     pub fn wait_log(&self, text: &str) {
-        let (log, changed) = &*self.log;
-        let log = log.lock().unwrap();
-        let (log, result) = changed.wait_timeout_while(log, PATIENCE, |log| !log.contains(text)).unwrap();
-        assert!(!result.timed_out(), "the log never said '{text}': {log}");
+        let seen = self.wait_text(PATIENCE, |log, _| log.contains(text));
+        assert!(seen, "the log never said '{text}': {}", self.log());
+    }
+
+    /// After the end: what it wrote last may still be in the pipe. An orphan that keeps stderr open is not waited for.
+    fn drain_log(&self) {
+        self.wait_text(Duration::from_secs(1), |_, ended| ended);
+    }
+
+    fn wait_text(&self, patience: Duration, there: impl Fn(&str, bool) -> bool) -> bool {
+        let text = self.log.text.lock().unwrap();
+        let waited = self.log.changed.wait_timeout_while(text, patience, |(text, ended)| !there(text, *ended));
+        !waited.unwrap().1.timed_out()
     }
 
     /// Its processes, the first one included, zombies and orphans included.
@@ -116,10 +137,12 @@ impl Server {
 
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
-        eventually("the server ends", || self.exited())
+        let status = eventually("the server ends", || self.exited());
+        self.drain_log();
+        status
     }
 
-    /// SIGTERM, and what must follow: exit 0, no process left, the port free.
+    /// SIGTERM, and what must follow: exit 0, no process left, no listening socket left.
     ///
     /// # Errors
     /// What did not follow.
@@ -133,6 +156,7 @@ impl Server {
                 None => thread::sleep(Duration::from_millis(2)),
             }
         };
+        self.drain_log();
         if status.code() != Some(0) {
             return Err(format!("after SIGTERM: {}, {}", describe(status), self.log()));
         }
@@ -140,10 +164,10 @@ impl Server {
         if !left.is_empty() {
             return Err(format!("left behind after SIGTERM: {left:?}"));
         }
-        let socket =
-            socket2::Socket::new(socket2::Domain::for_address(self.addr), socket2::Type::STREAM, None).unwrap();
-        socket.set_reuse_address(true).unwrap();
-        socket.bind(&self.addr.into()).map_err(|e| format!("the port is not free after the end: {e}"))
+        match self.listener.is_some_and(procs::listens) {
+            true => Err("the listening socket outlives the server".into()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -181,12 +205,14 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static, into: Arc<(Mutex<String>, Condvar)>) {
+fn collect(mut from: impl Read + Send + 'static, into: Arc<Log>) {
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(n @ 1..) = from.read(&mut buffer) {
-            into.0.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
-            into.1.notify_all();
+            into.text.lock().unwrap().0.push_str(&String::from_utf8_lossy(&buffer[..n]));
+            into.changed.notify_all();
         }
+        into.text.lock().unwrap().1 = true;
+        into.changed.notify_all();
     });
 }

@@ -1,6 +1,7 @@
 //! The conformance suite: one named test per row, for one server.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
@@ -12,6 +13,8 @@ use crate::server::Server;
 /// The server under test.
 pub struct Subject {
     pub bin: String,
+    /// Arguments of the variant under test, given at every start.
+    pub variant: Vec<String>,
     pub example: Example,
 }
 
@@ -21,10 +24,19 @@ pub type Row = (&'static str, fn(&Subject));
 /// Runs every row that applies to the example in `manifest_dir` against its binary. The rows wait more than they work,
 /// so several run at a time.
 pub fn conformance(bin: &str, manifest_dir: &str) {
+    conformance_with(bin, manifest_dir, &[]);
+}
+
+/// [`conformance`] of a variant: these arguments are given at every start.
+pub fn conformance_with(bin: &str, manifest_dir: &str, variant: &[&str]) {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(6));
     let example = catalogue::example(Path::new(manifest_dir)).unwrap_or_else(|e| panic!("{e:#}"));
-    let subject = Arc::new(Subject { bin: bin.to_owned(), example });
+    let subject = Arc::new(Subject {
+        bin: bin.to_owned(),
+        variant: variant.iter().map(|arg| (*arg).to_owned()).collect(),
+        example,
+    });
     let rows = [crate::cases::ROWS, crate::peers::ROWS, crate::faults::ROWS, crate::life::ROWS].concat();
     let trials = rows.into_iter().map(|(name, row)| {
         let subject = Arc::clone(&subject);
@@ -37,9 +49,16 @@ pub fn conformance(bin: &str, manifest_dir: &str) {
 }
 
 impl Subject {
+    /// The command of the variant, without a port.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.bin);
+        command.args(&self.variant);
+        command
+    }
+
     /// A fresh server.
     pub fn start(&self, args: &[&str]) -> Server {
-        Server::start(&self.bin, args)
+        Server::start_with(self.command().args(["-p", "0"]).args(args))
     }
 
     /// A fresh server, abused by `body`; then the oracle, SIGTERM, and what must follow it.

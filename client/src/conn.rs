@@ -1,0 +1,479 @@
+//! One of the concurrent clients, without a socket: what its connection is doing, when it did it, and what comes next.
+//!
+//! The engine makes the calls and tells what came of them; a [`Client`] judges, counts in the [`Tally`], and answers
+//! with the next [`Step`]. All times are nanoseconds since the run began.
+
+use std::time::Duration;
+
+use crate::answer::{Answer, Verdict};
+use crate::failure::Failure;
+use crate::plan::{Close, Plan, Until, Verify};
+use crate::stats::{Instants, Tally};
+
+/// What the engine does next with the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing, until the kernel reports something.
+    Wait,
+    /// Send the next request.
+    Send,
+    /// Close: the connection has served its purpose, or failed.
+    Close,
+}
+
+/// What a plan means for one client.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    want: u32,
+    verify: Verify,
+    per_connection: u32,
+    endless: bool,
+    server_closes: bool,
+    connect_timeout: Duration,
+    timeout: Duration,
+}
+
+impl From<&Plan> for Rules {
+    fn from(plan: &Plan) -> Self {
+        Rules {
+            want: plan.bytes,
+            verify: plan.verify,
+            per_connection: plan.per_connection,
+            endless: matches!(plan.until, Until::Elapsed(_)),
+            server_closes: plan.close == Close::Server,
+            connect_timeout: plan.connect_timeout,
+            timeout: plan.timeout,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Idle,
+    Connecting,
+    /// The kernel has not taken the whole request yet.
+    Sending,
+    Waiting,
+    /// The last answer is here, the server's close is not.
+    AwaitingClose,
+}
+
+/// One concurrent client.
+#[derive(Debug, Default)]
+pub struct Client {
+    state: State,
+    /// How much of the request the kernel has taken.
+    taken: u8,
+    /// The errno of a send that failed; what the server had said before may still be read.
+    send_errno: i32,
+    /// Connections not begun yet; where the connection is kept, requests not begun yet.
+    tries_left: u32,
+    /// Requests not begun yet on this connection.
+    requests_left: u32,
+    answer: Answer,
+    at: Instants,
+}
+
+impl Client {
+    /// A client with all its work before it.
+    pub fn new(until: Until) -> Self {
+        let tries_left = match until {
+            Until::Tries(tries) => tries,
+            Until::Elapsed(_) => 1,
+        };
+        Client { tries_left, ..Client::default() }
+    }
+
+    /// Whether it has a connection under way.
+    pub fn is_idle(&self) -> bool {
+        self.state == State::Idle
+    }
+
+    /// Whether its connection is not established yet.
+    pub fn is_connecting(&self) -> bool {
+        self.state == State::Connecting
+    }
+
+    /// Whether the request, or a part of it, is still to be sent.
+    pub fn is_sending(&self) -> bool {
+        matches!(self.state, State::Connecting | State::Sending)
+    }
+
+    /// Whether its present connection is still without any byte of an answer. False when idle.
+    pub fn is_unanswered(&self) -> bool {
+        self.is_sending() || (self.state == State::Waiting && !self.answer.begun())
+    }
+
+    /// Whether a send has failed on its connection.
+    pub fn is_broken(&self) -> bool {
+        self.send_errno != 0
+    }
+
+    /// Whether there is another connection to make.
+    pub fn has_work(&self) -> bool {
+        self.tries_left > 0
+    }
+
+    /// How much of the request text the kernel has taken.
+    pub fn taken(&self) -> usize {
+        usize::from(self.taken)
+    }
+
+    /// connect() is about to be called.
+    pub fn begin(&mut self, now: u64, rules: &Rules) {
+        if !rules.endless {
+            self.tries_left = self.tries_left.saturating_sub(1);
+        }
+        self.requests_left = rules.per_connection.saturating_sub(1);
+        self.state = State::Connecting;
+        self.at.start = now;
+        self.next_request(now);
+    }
+
+    /// The connection came to nothing and shall not count: as before [`begin`](Self::begin).
+    pub fn rewind(&mut self, rules: &Rules) {
+        self.state = State::Idle;
+        if !rules.endless {
+            self.tries_left += 1;
+        }
+    }
+
+    /// The kernel took `n` bytes of the request in a send at `now`. Returns true when `whole` bytes are taken.
+    pub fn took(&mut self, n: usize, whole: usize, now: u64, tally: &mut Tally) -> bool {
+        self.established(now, tally);
+        if self.taken == 0 {
+            self.at.sent = now;
+            tally.sent += 1;
+        }
+        self.taken = self.taken.saturating_add(n as u8);
+        if usize::from(self.taken) >= whole {
+            self.state = State::Waiting;
+        }
+        self.state == State::Waiting
+    }
+
+    /// The send of a request failed on an established connection. What the server said before is to be read yet.
+    pub fn send_failed(&mut self, errno: i32, now: u64, tally: &mut Tally) {
+        self.established(now, tally);
+        if self.taken == 0 {
+            tally.sent += 1;
+        }
+        self.send_errno = errno;
+        self.state = State::Waiting;
+    }
+
+    /// Bytes came.
+    pub fn received(&mut self, bytes: &[u8], now: u64, rules: &Rules, tally: &mut Tally) -> Step {
+        tally.bytes += bytes.len() as u64;
+        match self.state {
+            State::Idle => return Step::Close,
+            State::AwaitingClose if rules.verify == Verify::None => return Step::Wait,
+            State::AwaitingClose => {
+                let failure = Failure::TooManyBytes { extra: bytes.len() as u64, want: rules.want };
+                return self.fail(&failure, now, tally);
+            }
+            State::Connecting | State::Sending | State::Waiting => {}
+        }
+        if !self.answer.begun() {
+            self.at.first = now;
+        }
+        match self.answer.feed(bytes, rules.want, rules.verify) {
+            Verdict::Incomplete => Step::Wait,
+            Verdict::Wrong(failure) => self.fail(&failure, now, tally),
+            Verdict::Complete => self.complete(now, rules, tally),
+        }
+    }
+
+    /// The server has closed.
+    pub fn eof(&mut self, now: u64, rules: &Rules, tally: &mut Tally) -> Step {
+        match self.state {
+            State::AwaitingClose => {
+                tally.done(self.at);
+                self.state = State::Idle;
+                Step::Close
+            }
+            _ if self.send_errno != 0 => self.broken(self.send_errno, now, rules, tally),
+            _ => self.fail(&self.answer.closed(rules.want), now, tally),
+        }
+    }
+
+    /// recv failed for good; `errno` is its reason unless a send had failed before.
+    pub fn broken(&mut self, errno: i32, now: u64, rules: &Rules, tally: &mut Tally) -> Step {
+        let errno = if self.send_errno == 0 { errno } else { self.send_errno };
+        let failure = match self.state {
+            State::AwaitingClose => Failure::ResetInAnswer { got: u64::from(rules.want), want: rules.want },
+            _ => self.answer.broken(errno, rules.want),
+        };
+        self.fail(&failure, now, tally)
+    }
+
+    /// Why this client has waited too long, if it has.
+    pub fn overdue(&self, now: u64, rules: &Rules) -> Option<Failure> {
+        let (since, bound) = match self.state {
+            State::Idle => return None,
+            State::Connecting => (self.at.start, rules.connect_timeout),
+            _ => (self.at.sent, rules.timeout),
+        };
+        if u128::from(now.saturating_sub(since)) < bound.as_nanos() {
+            return None;
+        }
+        Some(match self.state {
+            State::Connecting => Failure::ConnectTimedOut(bound.as_millis()),
+            State::AwaitingClose => Failure::NotClosed(bound.as_millis()),
+            _ => self.answer.late(bound.as_millis(), rules.want),
+        })
+    }
+
+    /// The connection, or the request under way, has failed.
+    pub fn fail(&mut self, failure: &Failure, now: u64, tally: &mut Tally) -> Step {
+        let since = match self.state {
+            State::Connecting => self.at.start,
+            _ => self.at.sent,
+        };
+        if self.state == State::Sending && self.taken == 0 {
+            tally.sent += 1;
+        }
+        tally.failure(failure, now, now.saturating_sub(since));
+        self.state = State::Idle;
+        Step::Close
+    }
+
+    /// The run is over, whatever is under way.
+    pub fn censor(&mut self, now: u64, tally: &mut Tally) {
+        match self.state {
+            State::Idle => {}
+            State::Connecting => tally.connects_censored += 1,
+            State::Sending if self.taken == 0 => {}
+            _ => {
+                tally.censored += 1;
+                tally.censored_oldest_ns = tally.censored_oldest_ns.max(now.saturating_sub(self.at.sent));
+            }
+        }
+        self.state = State::Idle;
+    }
+
+    fn established(&mut self, now: u64, tally: &mut Tally) {
+        if self.state == State::Connecting {
+            tally.established(now.saturating_sub(self.at.start));
+            self.state = State::Sending;
+        }
+    }
+
+    fn complete(&mut self, now: u64, rules: &Rules, tally: &mut Tally) -> Step {
+        self.at.last = now;
+        let another = self.take_request(rules);
+        if rules.server_closes && !another {
+            self.state = State::AwaitingClose;
+            return Step::Wait;
+        }
+        tally.done(self.at);
+        if another {
+            self.state = State::Sending;
+            self.at.start = now;
+            self.next_request(now);
+            Step::Send
+        } else {
+            self.state = State::Idle;
+            Step::Close
+        }
+    }
+
+    /// Whether this connection has another request to carry; takes it off what is left.
+    fn take_request(&mut self, rules: &Rules) -> bool {
+        let left = match (rules.per_connection, rules.endless) {
+            (0, true) => return true,
+            (0, false) => &mut self.tries_left,
+            _ => &mut self.requests_left,
+        };
+        let another = *left > 0;
+        *left = left.saturating_sub(1);
+        another
+    }
+
+    fn next_request(&mut self, now: u64) {
+        self.taken = 0;
+        self.send_errno = 0;
+        self.answer.reset();
+        self.at.sent = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Kind;
+    use proptest::prelude::*;
+
+    fn plan() -> Plan {
+        Plan { bytes: 5, until: Until::Tries(2), ..Plan::default() }
+    }
+
+    fn client(plan: &Plan) -> (Client, Rules, Tally) {
+        (Client::new(plan.until), Rules::from(plan), Tally::new().unwrap())
+    }
+
+    #[test]
+    fn a_connection_per_request() {
+        let (mut client, rules, mut tally) = client(&plan());
+        for start in [100, 1000] {
+            assert!(client.has_work());
+            client.begin(start, &rules);
+            assert!(client.is_connecting() && client.is_unanswered());
+            assert!(client.took(2, 2, start + 10, &mut tally));
+            assert_eq!(client.received(b"abc", start + 30, &rules, &mut tally), Step::Wait);
+            assert_eq!(client.received(b"de", start + 60, &rules, &mut tally), Step::Close);
+            assert!(client.is_idle());
+        }
+        assert!(!client.has_work());
+        assert_eq!((tally.connected, tally.sent, tally.done, tally.failed, tally.bytes), (2, 2, 2, 0, 10));
+        let max = |h: &hdrhistogram::Histogram<u64>| h.max();
+        let latency = &tally.latency;
+        assert_eq!(
+            [max(&latency.connect), max(&latency.first_byte), max(&latency.service), max(&latency.total)],
+            [10, 20, 50, 60]
+        );
+    }
+
+    #[test]
+    fn a_kept_connection_starts_later_requests_at_the_send() {
+        let (mut client, rules, mut tally) = client(&Plan { per_connection: 0, ..plan() });
+        client.begin(0, &rules);
+        client.took(2, 2, 10, &mut tally);
+        assert_eq!(client.received(b"abcde", 30, &rules, &mut tally), Step::Send);
+        assert!(!client.has_work());
+        assert!(client.took(2, 2, 31, &mut tally));
+        assert_eq!(client.received(b"abcde", 40, &rules, &mut tally), Step::Close);
+        assert_eq!((tally.latency.total.min(), tally.latency.total.max()), (10, 30));
+        assert_eq!((tally.connected, tally.sent, tally.done), (1, 2, 2));
+    }
+
+    #[test]
+    fn a_failed_kept_connection_is_made_again_for_the_rest() {
+        let (mut client, rules, mut tally) = client(&Plan { per_connection: 0, until: Until::Tries(3), ..plan() });
+        client.begin(0, &rules);
+        client.took(2, 2, 10, &mut tally);
+        assert_eq!(client.received(b"abcde", 30, &rules, &mut tally), Step::Send);
+        client.took(2, 2, 31, &mut tally);
+        assert_eq!(client.eof(32, &rules, &mut tally), Step::Close);
+        assert_eq!(tally.rows[0].kind, Kind::ClosedEarly);
+        assert!(client.has_work());
+        client.begin(40, &rules);
+        assert!(!client.has_work());
+    }
+
+    #[test]
+    fn what_the_server_said_before_a_failed_send_is_read_first() {
+        let (mut client, rules, mut tally) = client(&plan());
+        client.begin(0, &rules);
+        client.send_failed(libc::EPIPE, 10, &mut tally);
+        assert_eq!(client.received(b"ERR busy\n", 12, &rules, &mut tally), Step::Close);
+        client.begin(20, &rules);
+        client.send_failed(libc::EPIPE, 30, &mut tally);
+        assert_eq!(client.eof(31, &rules, &mut tally), Step::Close);
+        let kinds: Vec<_> = tally.rows.iter().map(|row| row.kind).collect();
+        assert_eq!(kinds, [Kind::ErrLine, Kind::ResetEarly]);
+        assert_eq!((tally.connected, tally.sent, tally.failed), (2, 2, 2));
+    }
+
+    #[test]
+    fn the_servers_close_is_part_of_the_request_where_it_is_awaited() {
+        let (mut client, rules, mut tally) = client(&Plan { close: Close::Server, until: Until::Tries(9), ..plan() });
+        let mut open = |now: u64, tally: &mut Tally| {
+            client.begin(now, &rules);
+            client.took(2, 2, now + 1, tally);
+            assert_eq!(client.received(b"abcde", now + 2, &rules, tally), Step::Wait);
+            std::mem::take(&mut client)
+        };
+        let mut first = open(0, &mut tally);
+        assert_eq!(first.eof(9, &rules, &mut tally), Step::Close);
+        assert_eq!((tally.done, tally.latency.service.max()), (1, 1));
+        let mut second = open(10, &mut tally);
+        assert_eq!(second.received(b"f", 19, &rules, &mut tally), Step::Close);
+        let mut third = open(20, &mut tally);
+        assert_eq!(third.broken(libc::ECONNRESET, 29, &rules, &mut tally), Step::Close);
+        let fourth = open(30, &mut tally);
+        assert_eq!(fourth.overdue(31 + 10_000_000_000, &rules), Some(Failure::NotClosed(10_000)));
+        let kinds: Vec<_> = tally.rows.iter().map(|row| row.kind).collect();
+        assert_eq!(kinds, [Kind::TooManyBytes, Kind::ResetInAnswer]);
+    }
+
+    #[test]
+    fn each_wait_has_its_bound() {
+        const S: u64 = 1_000_000_000;
+        let (mut client, rules, mut tally) = client(&plan());
+        assert_eq!(client.overdue(u64::MAX, &rules), None);
+        client.begin(0, &rules);
+        assert_eq!(client.overdue(5 * S - 1, &rules), None);
+        assert_eq!(client.overdue(5 * S, &rules), Some(Failure::ConnectTimedOut(5000)));
+        client.took(2, 2, S, &mut tally);
+        assert_eq!(client.overdue(11 * S - 1, &rules), None);
+        assert_eq!(client.overdue(11 * S, &rules), Some(Failure::TimedOut(10_000)));
+        client.received(b"ab", 2 * S, &rules, &mut tally);
+        assert_eq!(client.overdue(11 * S, &rules), Some(Failure::Stalled { got: 2, want: 5, ms: 10_000 }));
+    }
+
+    #[test]
+    fn a_client_is_small() {
+        assert!(size_of::<Client>() <= 128, "{}", size_of::<Client>());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Took(u8),
+        SendFailed,
+        Received(Vec<u8>),
+        Eof,
+        Broken,
+        Late,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => (1u8..3).prop_map(Event::Took),
+            1 => Just(Event::SendFailed),
+            4 => prop::sample::select(vec!["a", "abc", "abcde", "abcdef", "x", "ERR busy\n", "E", "cde"])
+                .prop_map(|text| Event::Received(text.as_bytes().to_vec())),
+            1 => Just(Event::Eof),
+            1 => Just(Event::Broken),
+            1 => Just(Event::Late),
+        ]
+    }
+
+    proptest! {
+        /// sent = done + failed + censored, and tried = connected + failed + censored, whatever happens.
+        #[test]
+        fn no_request_is_lost(events in prop::collection::vec(event(), 0..200), k in 0u32..4, server in any::<bool>()) {
+            let close = if server { Close::Server } else { Close::Fin };
+            let plan = Plan { per_connection: k, until: Until::Tries(9), close, ..plan() };
+            let (mut client, rules, mut tally) = client(&plan);
+            let mut now = 0;
+            for event in events {
+                now += 1;
+                if client.is_idle() {
+                    if !client.has_work() { break; }
+                    client.begin(now, &rules);
+                    tally.tried += 1;
+                }
+                match event {
+                    Event::Took(n) if client.is_sending() => { client.took(usize::from(n), 2, now, &mut tally); }
+                    Event::SendFailed if client.is_sending() => client.send_failed(libc::EPIPE, now, &mut tally),
+                    Event::Late => {
+                        now += 20_000_000_000;
+                        if let Some(failure) = client.overdue(now, &rules) { client.fail(&failure, now, &mut tally); }
+                    }
+                    _ if client.is_sending() => {}
+                    Event::Received(bytes) => { client.received(&bytes, now, &rules, &mut tally); }
+                    Event::Eof => { client.eof(now, &rules, &mut tally); }
+                    Event::Broken => { client.broken(libc::ECONNRESET, now, &rules, &mut tally); }
+                    _ => {}
+                }
+            }
+            client.censor(now, &mut tally);
+            prop_assert_eq!(tally.sent, tally.done + tally.failed + tally.censored);
+            prop_assert_eq!(tally.tried, tally.connected + tally.connects_failed + tally.connects_censored);
+            prop_assert_eq!(tally.latency.total.len(), tally.done);
+            prop_assert!(tally.sent <= plan.requests().unwrap());
+        }
+    }
+}

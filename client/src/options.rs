@@ -1,0 +1,291 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ArgAction;
+use clap::builder::styling::Styles;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
+use client::{Close, Plan, Until, Verify};
+
+/// The options as given.
+#[derive(Parser, Debug)]
+#[command(name = "client", version, max_term_width = 100, styles = Styles::plain(), about = ABOUT, after_help = AFTER)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
+#[command(override_usage = "client [OPTIONS]\n       client [OPTIONS] HOST PORT CHILDREN TRIES BYTES")]
+pub struct Cli {
+    /// The book's form: the same as -i HOST -p PORT -c CHILDREN -t TRIES -b BYTES
+    #[arg(num_args = 5, value_names = ["HOST", "PORT", "CHILDREN", "TRIES", "BYTES"], hide = true)]
+    #[arg(conflicts_with_all = ["host", "port", "children", "tries", "bytes", "duration"])]
+    book: Option<Vec<String>>,
+
+    /// Host name or address of the server
+    #[arg(short = 'i', long, default_value = "127.0.0.1", help_heading = "Where")]
+    host: String,
+    /// Port of the server
+    #[arg(short, long, default_value = "2000", value_parser = port, help_heading = "Where")]
+    port: u16,
+
+    /// Clients at once: each has one connection and one request under way
+    #[arg(short, long, alias = "clients", default_value = "5", value_name = "N", value_parser = positive)]
+    #[arg(help_heading = "What to do")]
+    children: u32,
+    /// Connections each client makes, one after the other (with -k 0: requests on its one connection)
+    #[arg(short, long, default_value = "500", value_name = "N", value_parser = positive, help_heading = "What to do")]
+    tries: u32,
+    /// Bytes to ask for in one request
+    #[arg(short, long, default_value = "3000", value_name = "N", value_parser = positive, help_heading = "What to do")]
+    bytes: u32,
+    /// Requests on one connection; 0 keeps each connection for the whole run
+    #[arg(short = 'k', long, default_value = "1", value_name = "N", value_parser = number)]
+    #[arg(help_heading = "What to do")]
+    per_connection: u32,
+    /// Run for so long instead of -t tries, such as 5s or 100ms
+    #[arg(short, long, value_name = "TIME", value_parser = time, conflicts_with = "tries", help_heading = "What to do")]
+    duration: Option<Duration>,
+    /// Who ends a connection: this client (fin), this client by a reset that leaves no port in TIME_WAIT (rst), or
+    /// the server, which is waited for (server)
+    #[arg(long, default_value = "fin", value_name = "HOW", help_heading = "What to do")]
+    close: CloseBy,
+    /// How to check an answer: every byte, only the number of bytes, or not at all
+    #[arg(long, default_value = "pattern", value_name = "HOW", help_heading = "What to do")]
+    verify: Check,
+    /// While the clients start, let at most N wait for their first answer, so that they do not overflow the server's
+    /// accept queue; after 100 ms the next N start all the same; 0 = all at once
+    #[arg(long, default_value = "512", value_name = "N", value_parser = number, help_heading = "What to do")]
+    connect_burst: u32,
+
+    /// Longest time from connect() to established
+    #[arg(long, default_value = "5s", value_name = "TIME", value_parser = time, help_heading = "Patience")]
+    connect_timeout: Duration,
+    /// Longest time from the send of a request to the last byte of its answer
+    #[arg(long, default_value = "10s", value_name = "TIME", value_parser = time, help_heading = "Patience")]
+    timeout: Duration,
+
+    /// Write the report as JSON to FILE too; - writes it to stdout in place of the text
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    pub json: Option<PathBuf>,
+    /// Print below the report what each number means
+    #[arg(long, help_heading = "Output")]
+    pub explain: bool,
+    /// Progress as plain lines, also on a terminal
+    #[arg(long, help_heading = "Output")]
+    pub plain: bool,
+    /// No progress
+    #[arg(short, long, help_heading = "Output")]
+    pub quiet: bool,
+    /// Print this help
+    #[arg(short, long, action = ArgAction::HelpShort, help_heading = "Output")]
+    help: Option<bool>,
+    /// Print the version
+    #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Output")]
+    version: Option<bool>,
+}
+
+const ABOUT: &str = "\
+Loads a server of this workspace: connects, asks for bytes, checks every byte of
+the answers, and says where the time went.
+
+The five numbers of the book keep their names: -c clients at once, each making -t
+connections one after the other and asking for -b bytes on each. One thread
+drives them all, in a closed loop.";
+
+const AFTER: &str = "\
+Counts take k (1000) and m (1000000): -b 64k, -t 1m. Times take us, ms, s, m, h.
+
+Examples:
+  client                            the book's run: 5 clients x 500 connections x 3000 bytes
+  client localhost 2000 5 500 3000  the same
+  client -c 100 -k 0 -d 10s         100 kept connections, one request after another, for 10 s
+  client -c 10000 -k 0 -d 5s        10000 connections held open at once
+  client -c 1 -t 1 -b 1m            one answer of a million bytes
+  client -q -j - -d 2s              nothing but JSON
+
+Exit status:
+  0  every answer came and was right
+  1  the run could not start, or something failed
+  2  the command line is wrong
+  130  interrupted by Ctrl-C; the report tells what was done";
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CloseBy {
+    Fin,
+    Rst,
+    Server,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Check {
+    Pattern,
+    Length,
+    None,
+}
+
+impl Cli {
+    /// The plan these options make.
+    ///
+    /// # Errors
+    /// A usage error for a positional that is no number.
+    pub fn plan(&self) -> Result<Plan, clap::Error> {
+        let mut plan = Plan {
+            host: self.host.clone(),
+            port: self.port,
+            clients: self.children,
+            until: self.duration.map_or(Until::Tries(self.tries), Until::Elapsed),
+            bytes: self.bytes,
+            per_connection: self.per_connection,
+            connect_timeout: self.connect_timeout,
+            timeout: self.timeout,
+            close: match self.close {
+                CloseBy::Fin => Close::Fin,
+                CloseBy::Rst => Close::Rst,
+                CloseBy::Server => Close::Server,
+            },
+            verify: match self.verify {
+                Check::Pattern => Verify::Pattern,
+                Check::Length => Verify::Length,
+                Check::None => Verify::None,
+            },
+            connect_burst: self.connect_burst,
+        };
+        if let Some([host, port_text, children, tries, bytes]) = self.book.as_deref() {
+            plan.host.clone_from(host);
+            plan.port = port(port_text).map_err(|why| wrong("PORT", port_text, &why))?;
+            plan.clients = positive(children).map_err(|why| wrong("CHILDREN", children, &why))?;
+            plan.until = Until::Tries(positive(tries).map_err(|why| wrong("TRIES", tries, &why))?);
+            plan.bytes = positive(bytes).map_err(|why| wrong("BYTES", bytes, &why))?;
+        }
+        Ok(plan)
+    }
+}
+
+fn wrong(name: &str, value: &str, why: &str) -> clap::Error {
+    let text = format!("invalid value '{value}' for {name}: {why}");
+    Cli::command().error(ErrorKind::ValueValidation, text)
+}
+
+fn number(text: &str) -> Result<u32, String> {
+    let (digits, factor) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (text.get(..at).unwrap_or_default(), 1000),
+        Some((at, 'm' | 'M')) => (text.get(..at).unwrap_or_default(), 1_000_000),
+        _ => (text, 1),
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("a whole number, perhaps with k or m behind it".into());
+    }
+    let value = digits.parse::<u32>().ok().and_then(|value| value.checked_mul(factor));
+    value.ok_or_else(|| format!("at most {}", u32::MAX))
+}
+
+fn positive(text: &str) -> Result<u32, String> {
+    match number(text)? {
+        0 => Err("at least 1".into()),
+        n => Ok(n),
+    }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(0) => Err("port 0 is no port to connect to; servers started with -p 0 print theirs".into()),
+        Ok(port) => Ok(port),
+        Err(_) => Err("a port number, 1 to 65535".into()),
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|_| "a time such as 5s, 100ms or 1m30s".to_owned())?;
+    let day = Duration::from_secs(86_400);
+    let in_range = Duration::from_millis(1) <= time && time <= day;
+    if in_range { Ok(time) } else { Err("at least 1ms and at most 1day".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(args: &[&str]) -> Result<Plan, clap::Error> {
+        Cli::try_parse_from([&["client"], args].concat())?.plan()
+    }
+
+    #[test]
+    fn without_options_it_is_the_books_run() {
+        assert_eq!(plan(&[]).unwrap(), Plan::default());
+    }
+
+    #[test]
+    fn the_positional_form_means_the_same() {
+        let flags = plan(&["-i", "localhost", "-p", "3000", "-c", "6", "-t", "7", "-b", "8"]).unwrap();
+        assert_eq!(plan(&["localhost", "3000", "6", "7", "8"]).unwrap(), flags);
+        assert_eq!(plan(&["localhost", "3000", "6", "7", "8", "-k", "2"]).unwrap().per_connection, 2);
+        assert_eq!(plan(&["--clients", "6"]).unwrap().clients, 6);
+    }
+
+    #[test]
+    fn five_positionals_or_none_and_not_beside_their_flags() {
+        for bad in [
+            &["localhost"][..],
+            &["localhost", "2000", "5", "500"],
+            &["localhost", "2000", "5", "500", "3000", "1"],
+            &["localhost", "2000", "5", "500", "3000", "-c", "5"],
+            &["localhost", "2000", "5", "500", "3000", "-p", "2000"],
+            &["localhost", "2000", "5", "500", "3000", "-d", "1s"],
+            &["localhost", "0", "5", "500", "3000"],
+            &["localhost", "2000", "0", "500", "3000"],
+            &["localhost", "2000", "5", "x", "3000"],
+        ] {
+            let error = plan(bad).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for bad in [
+            &["-c", "0"][..],
+            &["-t", "0"],
+            &["-b", "0"],
+            &["-p", "0"],
+            &["-p", "65536"],
+            &["-b", "-1"],
+            &["-b", "5g"],
+            &["-b", "k"],
+            &["-b", "1.5k"],
+            &["-b", "4294967296"],
+            &["-b", "4295m"],
+            &["-d", "0s"],
+            &["-d", "5"],
+            &["-d", "2days"],
+            &["-d", "1s", "-t", "5"],
+            &["--timeout", "0ms"],
+            &["--close", "maybe"],
+            &["--verify", "maybe"],
+        ] {
+            let error = plan(bad).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn counts_take_k_and_m() {
+        let plan = plan(&["-c", "10k", "-t", "2m", "-b", "64K", "-k", "0"]).unwrap();
+        assert_eq!((plan.clients, plan.until, plan.bytes), (10_000, Until::Tries(2_000_000), 64_000));
+        assert_eq!(number("4294967295"), Ok(u32::MAX));
+    }
+
+    #[test]
+    fn durations_replace_tries() {
+        let plan = plan(&["-d", "1m30s", "--timeout", "100ms", "--connect-timeout", "1ms"]).unwrap();
+        assert_eq!(plan.until, Until::Elapsed(Duration::from_secs(90)));
+        assert_eq!((plan.timeout, plan.connect_timeout), (Duration::from_millis(100), Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn help_is_whole() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_help().to_string();
+        for part in ["[default: 2000]", "[default: 500]", "[default: 3000]", "HOST PORT CHILDREN TRIES BYTES", "130"] {
+            assert!(help.contains(part), "{part} in {help}");
+        }
+    }
+}

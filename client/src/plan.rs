@@ -1,0 +1,202 @@
+//! What to do: the plan of a run.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::failure::CouldNotRun;
+
+/// A closed-loop run against the byte service. [`Plan::default`] is the book's: 5 clients, 500 connections each,
+/// 3000 bytes, 127.0.0.1:2000.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Host name or address.
+    pub host: String,
+    /// Port, 1 to 65535.
+    pub port: u16,
+    /// Concurrent clients, at least 1. Each has at most one connection and one request under way.
+    pub clients: u32,
+    /// When a client has done its work.
+    pub until: Until,
+    /// Bytes asked for by one request, at least 1.
+    pub bytes: u32,
+    /// Requests on one connection; 0 keeps the connection for the whole run.
+    pub per_connection: u32,
+    /// From connect() to established.
+    #[serde(rename = "connect_timeout_ms", serialize_with = "as_millis")]
+    pub connect_timeout: Duration,
+    /// From the send of a request to the last byte of its answer, and to the server's close where that is awaited.
+    #[serde(rename = "timeout_ms", serialize_with = "as_millis")]
+    pub timeout: Duration,
+    /// Who closes a connection, and how.
+    pub close: Close,
+    /// How answers are checked.
+    pub verify: Verify,
+    /// While the clients start: at most so many of them wait for their first answer; 0 = no bound.
+    pub connect_burst: u32,
+}
+
+/// When a client has done its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// After so many connections; after so many requests where the connection is kept. At least 1.
+    Tries(u32),
+    /// When the run has lasted so long.
+    #[serde(rename = "duration_ms", serialize_with = "as_millis")]
+    Elapsed(Duration),
+}
+
+/// Who closes a connection, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Close {
+    /// The client, in good order; the port then stays in TIME_WAIT on the client's side.
+    #[default]
+    Fin,
+    /// The client, with a reset (`SO_LINGER` 0): no TIME_WAIT anywhere.
+    Rst,
+    /// The server; the client waits for it, so TIME_WAIT is on the server's side.
+    Server,
+}
+
+/// How answers are checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verify {
+    /// Every byte is compared with the byte service's pattern.
+    #[default]
+    Pattern,
+    /// The number of bytes is right, none too many.
+    Length,
+    /// As many bytes as were asked for end an answer; what is beyond them is dropped.
+    None,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Plan {
+            host: "127.0.0.1".into(),
+            port: 2000,
+            clients: 5,
+            until: Until::Tries(500),
+            bytes: 3000,
+            per_connection: 1,
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(10),
+            close: Close::Fin,
+            verify: Verify::Pattern,
+            connect_burst: 512,
+        }
+    }
+}
+
+impl Plan {
+    /// Requests in all; `None` where a duration ends the run.
+    pub fn requests(&self) -> Option<u64> {
+        let Until::Tries(tries) = self.until else { return None };
+        let clients = u64::from(self.clients) * u64::from(tries);
+        Some(clients.saturating_mul(u64::from(self.per_connection.max(1))))
+    }
+
+    /// Connections in all if none fails; `None` where a duration ends the run.
+    pub fn connections(&self) -> Option<u64> {
+        let Until::Tries(tries) = self.until else { return None };
+        let each = if self.per_connection == 0 { 1 } else { u64::from(tries) };
+        Some(u64::from(self.clients) * each)
+    }
+
+    /// The plan in words, without the address.
+    pub fn describe(&self) -> String {
+        let clients = count(self.clients, "client");
+        let bytes = count(self.bytes, "byte");
+        match (self.until, self.per_connection) {
+            (Until::Tries(tries), 0) => {
+                format!("closed loop: {clients} x 1 kept connection x {} of {bytes}", count(tries, "request"))
+            }
+            (Until::Tries(tries), each) => {
+                let (tries, each) = (count(tries, "connection"), count(each, "request"));
+                format!("closed loop: {clients} x {tries} x {each} of {bytes}")
+            }
+            (Until::Elapsed(time), 0) => {
+                format!("closed loop: {clients} on kept connections, requests of {bytes} for {}", span(time))
+            }
+            (Until::Elapsed(time), each) => {
+                format!(
+                    "closed loop: {clients}, {} of {bytes} per connection, for {}",
+                    count(each, "request"),
+                    span(time)
+                )
+            }
+        }
+    }
+
+    /// Refuses what no run can be made of.
+    ///
+    /// # Errors
+    /// [`CouldNotRun::BadPlan`] for a zero where at least 1 is needed.
+    pub fn check(&self) -> Result<(), CouldNotRun> {
+        let zero = match self {
+            Plan { port: 0, .. } => "port 0 is no port to connect to",
+            Plan { clients: 0, .. } => "0 clients have nothing to do",
+            Plan { bytes: 0, .. } => "0 bytes are no request of this service",
+            Plan { until: Until::Tries(0), .. } => "0 tries are nothing to do",
+            Plan { until: Until::Elapsed(Duration::ZERO), .. } => "a duration of 0 is nothing to do",
+            Plan { timeout: Duration::ZERO, .. } | Plan { connect_timeout: Duration::ZERO, .. } => {
+                "a timeout of 0 lets nothing happen"
+            }
+            _ => return Ok(()),
+        };
+        Err(CouldNotRun::BadPlan(zero))
+    }
+}
+
+fn count(n: u32, what: &str) -> String {
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+}
+
+fn span(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+fn as_millis<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_the_books() {
+        let plan = Plan::default();
+        assert_eq!(plan.describe(), "closed loop: 5 clients x 500 connections x 1 request of 3000 bytes");
+        assert_eq!((plan.requests(), plan.connections()), (Some(2500), Some(2500)));
+    }
+
+    #[test]
+    fn kept_connections_have_tries_requests() {
+        let plan = Plan { per_connection: 0, clients: 1, ..Plan::default() };
+        assert_eq!((plan.requests(), plan.connections()), (Some(500), Some(1)));
+        assert_eq!(plan.describe(), "closed loop: 1 client x 1 kept connection x 500 requests of 3000 bytes");
+        let plan = Plan { until: Until::Elapsed(Duration::from_millis(1500)), ..plan };
+        assert_eq!((plan.requests(), plan.connections()), (None, None));
+        assert!(plan.describe().ends_with("for 1s 500ms"), "{}", plan.describe());
+    }
+
+    #[test]
+    fn zeros_are_refused() {
+        let book = Plan::default();
+        assert!(book.check().is_ok());
+        for bad in [
+            Plan { port: 0, ..book.clone() },
+            Plan { clients: 0, ..book.clone() },
+            Plan { bytes: 0, ..book.clone() },
+            Plan { until: Until::Tries(0), ..book.clone() },
+            Plan { until: Until::Elapsed(Duration::ZERO), ..book.clone() },
+            Plan { timeout: Duration::ZERO, ..book.clone() },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}
