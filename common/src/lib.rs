@@ -6,6 +6,7 @@
 //! state.
 #![warn(missing_docs)]
 
+mod blocking;
 pub mod cli;
 pub mod report;
 pub mod service;

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use socket2::{Domain, Socket, Type};
 
+use crate::blocking::drive;
 use crate::cli::{Limits, Listen};
 use crate::report::{self, Failed, Log};
-use crate::service::{self, Conn, Refusal, Stream};
+use crate::service::{Conn, Refusal, Stream};
 
 /// First pause after an accept that failed for want of resources; each further one is twice as long ...
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(5);
@@ -114,7 +115,7 @@ impl Backoff {
 /// # Errors
 /// Always, in the end: [`Conn::result`] of the refusal, or what the kernel said of the connection.
 pub fn refuse(conn: &mut Socket, why: Refusal, limits: &Limits) -> io::Result<()> {
-    service::drive(conn, Conn::refused(why, limits, Instant::now()))
+    drive(conn, Conn::refused(why, limits, Instant::now()))
 }
 
 impl Stream for Socket {

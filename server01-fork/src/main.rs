@@ -32,6 +32,8 @@ const MAX_CONNS: u16 = 64;
 const MOST_CONNS: u16 = 1024;
 /// Children beyond the limit, there only to say `ERR busy`.
 const DEAD_ENDS: u16 = 8;
+/// A client that has left frees its place a moment later, when its child is reaped: so long a full house is not final.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// TCP concurrent server: one child process per client
 #[derive(Parser)]
@@ -65,6 +67,7 @@ fn main() -> Result<(), Failed> {
     STOP_FD.store(listener.as_raw_fd(), SeqCst);
 
     let mut backoff = Backoff::default();
+    let mut full_since = None;
     while STOPS.load(SeqCst) == 0 {
         let (mut conn, peer) = match listener.accept() {
             Ok(accepted) => accepted,
@@ -79,7 +82,7 @@ fn main() -> Result<(), Failed> {
         };
         // Blocked until the table knows the child: a quick one could be reaped before it is written down.
         signals.thread_block().context("sigprocmask")?;
-        let (place, entry) = free_place(&args);
+        let (place, entry) = free_place(args.max_conns, &mut full_since);
         let parent = getpid();
         // SAFETY: this process has one thread, so the child may do whatever the parent may.
         match unsafe { fork() } {
@@ -108,16 +111,25 @@ fn on_signal(signal: Signal, handler: extern "C" fn(libc::c_int)) -> Result<(), 
     Ok(())
 }
 
-/// A free place in the table. Where even the dead ends are taken, sleeps until one of them is done: that is a second
-/// at most, and the kernel's backlog holds the clients.
-fn free_place(args: &Args) -> (u16, &'static AtomicI32) {
+/// A free place in the table: one of the first `max_conns`, or a dead end's where the house has been full for a while.
+/// Meanwhile the kernel's backlog holds the clients. Where the dead ends are taken too, one of them is done in a second.
+fn free_place(max_conns: u16, full_since: &mut Option<Instant>) -> (u16, &'static AtomicI32) {
     loop {
-        let places = (0..args.max_conns + DEAD_ENDS).zip(&CHILDREN);
-        if let Some(free) = places.into_iter().find(|(_, entry)| entry.load(SeqCst) == 0) {
-            return free;
-        }
+        let free = (0..max_conns + DEAD_ENDS).zip(&CHILDREN).find(|(_, entry)| entry.load(SeqCst) == 0);
+        let now = Instant::now();
+        let patience = match free {
+            Some((place, entry)) if place < max_conns => {
+                *full_since = None;
+                return (place, entry);
+            }
+            Some(dead_end) => match (*full_since.get_or_insert(now) + PATIENCE).saturating_duration_since(now) {
+                Duration::ZERO => return dead_end,
+                patience => Some(patience.into()),
+            },
+            None => None,
+        };
         // Unblocks the signals and sleeps in one step: no SIGCHLD can slip in between the look and the sleep.
-        let _ = SigSet::empty().suspend();
+        let _ = ppoll(&mut [], patience, Some(SigSet::empty()));
     }
 }
 

@@ -50,10 +50,18 @@ impl Server {
 
     /// Starts a prepared command and waits for its ready line. Its stdout is read to the end.
     pub fn start_with(command: &mut Command) -> Server {
+        Server::try_start(command).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// [`Server::start_with`] for programs that are no tests.
+    ///
+    /// # Errors
+    /// One line: it cannot be started, or ended or stayed silent instead of listening.
+    pub fn try_start(command: &mut Command) -> Result<Server, String> {
         procs::prepare_harness();
         let marker = new_marker();
         command.env(MARKER, &marker).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let mut child = command.spawn().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
         let log = Arc::new(Log::default());
         collect(child.stderr.take().unwrap(), Arc::clone(&log));
 
@@ -62,13 +70,17 @@ impl Server {
         thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
         let line = ready.recv_timeout(PATIENCE);
         let addr = line.as_ref().ok().and_then(|line| line.strip_prefix("listening on ")?.parse().ok());
-        let Some(addr) = addr else {
-            let _ = child.kill();
-            let status = child.wait();
-            panic!("{command:?}: no ready line, but {line:?}, {status:?}, {}", log.text.lock().unwrap().0);
-        };
         let listener = procs::listening_socket(child.id() as i32).map(|(_, inode)| inode);
-        Server { child, marker, log, listener, addr }
+        let mut server = Server { child, marker, log, listener, addr: (Ipv4Addr::LOCALHOST, 0).into() };
+        match addr {
+            Some(addr) => server.addr = addr,
+            None => {
+                let _ = server.child.kill();
+                server.drain_log();
+                return Err(format!("no ready line, but {line:?}: {}", server.log().trim()));
+            }
+        }
+        Ok(server)
     }
 
     /// Starts a prepared command whose output goes elsewhere, and looks in /proc for the port it listens on.

@@ -1,0 +1,72 @@
+//! `verify`: everything that must hold, in one command. CI runs this and nothing else.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{check, smoke, tools};
+
+/// A step: its name, and what it does.
+type Step = (&'static str, fn(&Path) -> Result<()>);
+
+const STEPS: &[Step] = &[
+    ("tools of Debian", |_| tools::ensure()),
+    ("formatting", |root| cargo(root, &["fmt", "--all", "--check"])),
+    ("lints", |root| cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+    ("rules", |root| check::run(root, false)),
+    ("build", |root| cargo(root, &["build", "--workspace", "--bins"])),
+    ("tests", |root| cargo(root, &["test", "--workspace"])),
+    ("release build", |root| cargo(root, &["build", "--workspace", "--bins", "--release"])),
+    ("load on the release build", smoke::run),
+];
+
+pub fn run(root: &Path) -> Result<()> {
+    let mut took: Vec<(&str, Duration)> = Vec::new();
+    for (name, step) in STEPS {
+        say(&format!("== {name}"));
+        let start = Instant::now();
+        step(root).with_context(|| format!("verify stops at: {name}"))?;
+        took.push((name, start.elapsed()));
+    }
+    say("");
+    for (name, time) in took {
+        say(&format!("{name:28} {:7.1} s", time.as_secs_f64()));
+    }
+    say(&format!("verify: all {} steps passed", STEPS.len()));
+    Ok(())
+}
+
+/// Runs cargo, shows what it says, and does not let a skipped test pass for a passed one.
+fn cargo(root: &Path, args: &[&str]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // One pipe for both streams, so that the order of the lines stays.
+    let (reader, writer) = io::pipe().context("pipe")?;
+    let mut command = Command::new(cargo);
+    command.args(args).current_dir(root).env("REQUIRE_ALL_TESTS", "1").stdin(Stdio::null());
+    command.stdout(writer.try_clone().context("pipe")?).stderr(writer);
+    let mut child = command.spawn().context("cargo")?;
+    drop(command); // its copies of the pipe's write end would keep the loop below from ever seeing the end
+    let mut skipped = Vec::new();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line.context("cargo")?).into_owned();
+        say(&line);
+        if line.contains("SKIPPED:") {
+            skipped.push(line);
+        }
+    }
+    let status = child.wait().context("cargo")?;
+    ensure!(status.success(), "cargo {}: {status}", args.join(" "));
+    match skipped.as_slice() {
+        [] => Ok(()),
+        lines => bail!("skipped tests: {}", lines.join("; ")),
+    }
+}
+
+pub fn say(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
