@@ -142,6 +142,15 @@ fn logged(subject: &Subject, inputs: &[(&str, &str)]) {
 
 fn endless_line(subject: &Subject) {
     subject.abused(&[], |server| {
+        // A line as long as the linger takes: the server has read it all and still holds the client.
+        let mut held = server.connect();
+        held.ask(1);
+        let before = memory(server);
+        held.send(vec![b'9'; 32 + 60 * 1024]);
+        assert_eq!(held.read_exactly(E3.len()), E3.as_bytes());
+        let grown = memory(server).saturating_sub(before);
+        assert!(grown <= 64 * 1024, "{grown} bytes for a line without an end");
+        drop(held);
         let mut peer = server.connect();
         let sender = peer.send_in_background(vec![b'9'; 31 + (1 << 20)], false);
         assert_eq!(String::from_utf8_lossy(&peer.read_to_end().0), E3);

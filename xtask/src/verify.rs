@@ -19,7 +19,9 @@ const STEPS: &[Step] = &[
     ("rules", |root| check::run(root, false)),
     ("build", |root| cargo(root, &["build", "--workspace", "--bins"])),
     ("tests", |root| cargo(root, &["test", "--workspace"])),
-    ("release build", |root| cargo(root, &["build", "--workspace", "--bins", "--release"])),
+    ("release build", |root| {
+        cargo(root, &["build", "--workspace", "--exclude", "xtask", "--exclude", "testkit", "--bins", "--release"])
+    }),
     ("load on the release build", smoke::run),
 ];
 
