@@ -83,8 +83,6 @@ pub fn examples(root: &Path) -> Result<Vec<Example>> {
     let mut examples = Vec::new();
     for package in &metadata.packages {
         if let Some(table) = package.metadata.get("example") {
-            let table = serde_json::from_value(table.clone())
-                .with_context(|| format!("{}: [package.metadata.example]", package.name))?;
             examples.push(read(package, table)?);
         }
     }
@@ -101,8 +99,83 @@ pub fn example(dir: &Path) -> Result<Example> {
     found.with_context(|| format!("{}: no [package.metadata.example]", dir.display()))
 }
 
-fn read(package: &Package, table: Table) -> Result<Example> {
+fn read(package: &Package, table: &serde_json::Value) -> Result<Example> {
+    let table = Table::deserialize(table).with_context(|| format!("{}: [package.metadata.example]", package.name))?;
     let description = package.description.clone().with_context(|| format!("{}: no description", package.name))?;
     let dir = package.manifest_path.parent().context("a manifest has a folder")?;
     Ok(Example { name: package.name.to_string(), description, dir: dir.into(), table })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    const TABLE: &str = r#"
+family = "byte service"
+worker = "one process"
+overload = "refuse"
+slots = 8
+slots-flag = "--max-conns"
+syscalls = ["fork", "_exit"]
+chapter = "fork"
+variants = [{ name = "small", args = ["--max-conns", "2"] }]
+"#;
+
+    /// A workspace of two examples, `b` and `a`, and a package that is none.
+    fn workspace(table_of_a: &str) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("Cargo.toml"), "[workspace]\nmembers = [\"b\", \"a\", \"c\"]\n").unwrap();
+        for (name, table) in [("b", TABLE), ("a", table_of_a), ("c", "")] {
+            let head = format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n");
+            let table = match table {
+                "" => String::new(),
+                table => format!("description = \"About {name}\"\n[package.metadata.example]{table}"),
+            };
+            fs::create_dir_all(root.path().join(name).join("src")).unwrap();
+            fs::write(root.path().join(name).join("Cargo.toml"), head + &table).unwrap();
+            fs::write(root.path().join(name).join("src/lib.rs"), "").unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn the_catalogue_is_the_folders() {
+        let root = workspace(TABLE);
+        let found = examples(root.path()).unwrap();
+        let names: Vec<&str> = found.iter().map(|example| example.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"], "sorted, and without the package that has no table");
+        let a = &found[0];
+        assert_eq!((a.description.as_str(), a.overload, a.slots), ("About a", Overload::Refuse, 8));
+        assert_eq!(
+            (a.slots_flag.as_deref(), a.syscalls.as_slice()),
+            (Some("--max-conns"), &["fork", "_exit"].map(String::from)[..])
+        );
+        assert_eq!((a.variants[0].name.as_str(), a.variants[0].args.len()), ("small", 2));
+        assert_eq!(example(&a.dir).unwrap().name, "a");
+        let error = example(&a.dir.with_file_name("c")).unwrap_err();
+        assert!(format!("{error:#}").contains("no [package.metadata.example]"), "{error:#}");
+    }
+
+    #[test]
+    fn a_wrong_table_is_an_error_that_names_package_and_key() {
+        for (from, to, key) in [
+            ("worker = \"one process\"", "", "worker"),
+            ("chapter", "chaptre", "chaptre"),
+            ("slots-flag", "slots_flag", "slots_flag"),
+            ("\"refuse\"", "\"drop\"", "drop"),
+            ("{ name =", "{ nmae =", "nmae"),
+            ("slots = 8", "slots = -1", "-1"),
+        ] {
+            let error = examples(workspace(&TABLE.replace(from, to)).path()).unwrap_err();
+            let text = format!("{error:#}");
+            assert!(text.starts_with("a: ") && text.contains(key), "{key}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_left_out() {
+        let root = workspace(&TABLE.replace("slots-flag = \"--max-conns\"", ""));
+        assert_eq!(examples(root.path()).unwrap()[0].slots_flag, None);
+    }
 }

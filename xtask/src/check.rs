@@ -2,18 +2,19 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use testkit::catalogue::{self, Example};
 
-use crate::rules::{self, Breach};
+use crate::rules::{self, Breach, budget};
 use crate::source::Source;
 use crate::{diff, table};
 
 /// What the rules look at.
 pub struct Tree {
+    root: PathBuf,
     pub examples: Vec<Example>,
     pub packages: Vec<String>,
     /// Path relative to the root, and text, of every Rust, Markdown and TOML file that git knows or would take.
@@ -23,37 +24,76 @@ pub struct Tree {
 
 impl Tree {
     pub fn read(root: &Path) -> Result<Tree> {
-        let listed = Command::new("git")
-            .args(["ls-files", "--cached", "--others", "--exclude-standard"])
-            .current_dir(root)
-            .output()
-            .context("git ls-files")?;
         let mut texts = Vec::new();
         let mut sources = Vec::new();
-        for path in String::from_utf8_lossy(&listed.stdout).lines() {
+        for path in paths(root)? {
             let known = [".rs", ".md", ".toml"].iter().any(|end| path.ends_with(end)) || path == ".ci/run";
-            let Some(text) = known.then(|| fs::read_to_string(root.join(path)).ok()).flatten() else { continue };
-            if path.ends_with(".rs") {
-                sources.push(Source::parse(path, &text)?);
+            // What git knows may be deleted and not yet committed.
+            if !known || !root.join(&path).exists() {
+                continue;
             }
-            texts.push((path.to_owned(), text));
+            let text = fs::read_to_string(root.join(&path)).with_context(|| path.clone())?;
+            if path.ends_with(".rs") {
+                sources.push(Source::parse(&path, &text)?);
+            }
+            texts.push((path, text));
         }
         let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
         let packages = metadata.packages.iter().map(|package| package.name.to_string()).collect();
-        Ok(Tree { examples: catalogue::examples(root)?, packages, texts, sources })
+        Ok(Tree { root: root.into(), examples: catalogue::examples(root)?, packages, texts, sources })
     }
 
     pub fn text(&self, path: &str) -> Option<&str> {
         self.texts.iter().find(|(known, _)| known == path).map(|(_, text)| text.as_str())
     }
 
-    pub fn main_of(&self, example: &str) -> Option<&Source> {
-        self.sources.iter().find(|source| source.path == format!("{example}/src/main.rs"))
+    /// The folder of an example relative to the root: its name, or `misc/NAME` and the like.
+    pub fn folder(&self, example: &Example) -> String {
+        example.dir.strip_prefix(&self.root).unwrap_or(&example.dir).display().to_string()
+    }
+
+    /// The files under `src` of an example.
+    pub fn sources_of(&self, example: &Example) -> impl Iterator<Item = &Source> {
+        let start = format!("{}/src/", self.folder(example));
+        self.sources.iter().filter(move |source| source.path.starts_with(&start))
+    }
+
+    pub fn main_of(&self, name: &str) -> Option<&Source> {
+        let path = format!("{}/src/main.rs", self.folder(self.example(name)?));
+        self.sources.iter().find(|source| source.path == path)
     }
 
     pub fn example(&self, name: &str) -> Option<&Example> {
         self.examples.iter().find(|example| example.name == name)
     }
+}
+
+/// The files of the workspace: those that git knows or would take, or all where this is no clone, such as an archive.
+fn paths(root: &Path) -> Result<Vec<String>> {
+    if !root.join(".git").exists() {
+        let mut found = Vec::new();
+        walk(root, root, &mut found)?;
+        return Ok(found);
+    }
+    let listed = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root)
+        .output()
+        .context("git ls-files")?;
+    ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr).trim());
+    Ok(String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect())
+}
+
+fn walk(root: &Path, folder: &Path, found: &mut Vec<String>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if !path.is_dir() {
+            found.push(path.strip_prefix(root).unwrap_or(&path).display().to_string());
+        } else if path != root.join("target") {
+            walk(root, &path, found)?;
+        }
+    }
+    Ok(())
 }
 
 pub fn run(root: &Path, fix: bool) -> Result<()> {
@@ -77,8 +117,8 @@ pub fn run(root: &Path, fix: bool) -> Result<()> {
 fn sizes(tree: &Tree, out: &mut impl Write) -> Result<()> {
     writeln!(
         out,
-        "{:22} {:>5} {:>8} {:>6} {:>6} {:>6}  diff to base",
-        "example", "code", "comments", "longest", "depth", "unsafe"
+        "{:22} {:>5} {:>8} {:>5} {:>10} {:>5} {:>6}  diff to base",
+        "example", "code", "comments", "total", "longest fn", "depth", "unsafe"
     )?;
     for example in &tree.examples {
         let Some(source) = tree.main_of(&example.name) else { continue };
@@ -92,11 +132,14 @@ fn sizes(tree: &Tree, out: &mut impl Write) -> Result<()> {
         let blocks = source.unsafe_blocks();
         writeln!(
             out,
-            "{:22} {:>5} {:>8} {longest:>7} {depth:>6} {blocks:>6}  {change}",
-            example.name, size.code, size.comments
+            "{:22} {:>5} {:>8} {:>5} {longest:>10} {depth:>5} {blocks:>6}  {change}",
+            example.name, size.code, size.comments, size.total
         )?;
     }
-    let common = tree.sources.iter().filter(|source| source.path.starts_with("common/src/"));
-    writeln!(out, "{:22} {:>5}", "common", common.map(|source| source.size().code).sum::<usize>())?;
+    let common = || tree.sources.iter().filter(|source| source.path.starts_with("common/src/"));
+    let (code, comments) =
+        common().map(Source::size).fold((0, 0), |sum, size| (sum.0 + size.code, sum.1 + size.comments));
+    let items: usize = common().map(|source| budget::public_items(&source.file.items)).sum();
+    writeln!(out, "{:22} {code:>5} {comments:>8}        {items} public items", "common")?;
     Ok(())
 }

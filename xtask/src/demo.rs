@@ -9,6 +9,7 @@ use procfs::process::Process;
 use testkit::procs::{self, Proc};
 use testkit::{Server, describe};
 
+use crate::bound::bound;
 use crate::verify::say;
 use crate::{diff, table};
 
@@ -28,7 +29,8 @@ pub fn run(root: &Path, name: &str) -> Result<()> {
     let bin = root.join("target/debug");
 
     say(&format!("{name}: {}\n\n$ {name} -p 0", example.description));
-    let mut server = Server::try_start(Command::new(bin.join(name)).args(["-p", "0"])).map_err(anyhow::Error::msg)?;
+    let mut server =
+        Server::try_start(bound(Command::new(bin.join(name)).args(["-p", "0"]))).map_err(anyhow::Error::msg)?;
     say(&format!("listening on {}\n", server.addr));
     let port = server.addr.port().to_string();
 
@@ -36,13 +38,14 @@ pub fn run(root: &Path, name: &str) -> Result<()> {
     let crowd = example.slots.clamp(1, 5).to_string();
     let load = ["-q", "-p", &port, "-c", &crowd, "-k", "0", "-d", "1s"];
     say(&format!("$ client {}   (in the background, while the processes are looked at)", load.join(" ")));
-    let mut background = Command::new(bin.join("client")).args(load).stdout(Stdio::null()).spawn().context("client")?;
+    let mut background =
+        bound(Command::new(bin.join("client")).args(load).stdout(Stdio::null())).spawn().context("client")?;
     let widest = widest(&server, &mut background)?;
     tree(&server, &widest);
 
     let load = ["-p", &port, "-c", "5", "-t", "200", "-b", "3000"];
     say(&format!("\n$ client {}", load.join(" ")));
-    let status = Command::new(bin.join("client")).args(load).stdin(Stdio::null()).status().context("client")?;
+    let status = bound(Command::new(bin.join("client")).args(load).stdin(Stdio::null())).status().context("client")?;
 
     say(&format!("\n$ kill -TERM {}", server.pid()));
     let stopped = server.stop();

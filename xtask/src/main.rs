@@ -1,5 +1,6 @@
 //! The workspace's own commands. `cargo xtask --help` lists them.
 
+mod bound;
 mod check;
 mod demo;
 mod diff;
@@ -68,6 +69,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What can stand behind `cargo xtask`.
+fn subcommands() -> Vec<String> {
+    let cli = <Cli as clap::CommandFactory>::command();
+    cli.get_subcommands().map(|command| command.get_name().to_owned()).chain(["help".to_owned()]).collect()
 }
 
 fn root() -> PathBuf {

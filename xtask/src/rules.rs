@@ -6,6 +6,8 @@ use crate::check::Tree;
 
 pub mod budget;
 pub mod calls;
+pub mod commands;
+mod exceptions;
 pub mod header;
 pub mod readme;
 pub mod words;
@@ -36,15 +38,13 @@ pub type Rule = fn(&Tree) -> Vec<Breach>;
 /// All of them.
 pub const ALL: &[Rule] = &[
     budget::sizes,
-    budget::diffs,
-    budget::stale_exceptions,
     calls::seam,
     calls::child_arm,
     calls::handlers,
     header::keys,
     header::fragments,
     readme::sections,
-    readme::commands,
+    commands::names,
     readme::table,
     readme::manifests,
     words::banned,

@@ -8,6 +8,8 @@ use testkit::catalogue::{self, Example};
 use testkit::oracle::{self, Baseline};
 use testkit::{Peer, Server};
 
+use crate::bound::bound;
+
 /// 50 clients x 2000 connections x 4000 bytes against every byte service.
 pub fn run(root: &Path) -> Result<()> {
     let bin = root.join("target/release");
@@ -21,10 +23,9 @@ fn smoke(bin: &Path, example: &Example) -> Result<()> {
     let mut server = start(bin, example)?;
     let base = Baseline::of(&server);
     let port = server.addr.port().to_string();
-    let load = Command::new(bin.join("client"))
-        .args(["-q", "-p", &port, "-c", "50", "-t", "2000", "-b", "4000"])
-        .output()
-        .context("client")?;
+    let mut client = Command::new(bin.join("client"));
+    client.args(["-q", "-p", &port, "-c", "50", "-t", "2000", "-b", "4000"]);
+    let load = bound(&mut client).output().context("client")?;
     let report = String::from_utf8_lossy(&load.stdout);
     ensure!(load.status.success(), "the client failed: {report}{}", String::from_utf8_lossy(&load.stderr));
     let rate = report.lines().find(|line| line.starts_with("rate")).unwrap_or_default();
@@ -52,5 +53,5 @@ fn start(bin: &Path, example: &Example) -> Result<Server> {
 
 fn start_with(bin: &Path, example: &Example, args: &[&str]) -> Result<Server> {
     let mut command = Command::new(bin.join(&example.name));
-    Server::try_start(command.args(["-p", "0"]).args(args)).map_err(anyhow::Error::msg)
+    Server::try_start(bound(command.args(["-p", "0"]).args(args))).map_err(anyhow::Error::msg)
 }

@@ -1,9 +1,17 @@
 //! A Rust source file as the rules see it.
 
-use anyhow::{Context, Result};
+mod calls;
+mod lexer;
+
+use std::ops::RangeInclusive;
+
+use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
+
+pub use calls::{Calls, calls};
+use lexer::Line;
 
 /// A parsed file.
 pub struct Source {
@@ -11,9 +19,12 @@ pub struct Source {
     pub path: String,
     pub text: String,
     pub file: syn::File,
+    lines: Vec<Line>,
+    /// First and last lines of what is compiled for tests only.
+    tests: Vec<RangeInclusive<usize>>,
 }
 
-/// How long a file is, and in what.
+/// How long a file is, and in what. Tests are not counted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Size {
     pub code: usize,
@@ -21,7 +32,7 @@ pub struct Size {
     pub total: usize,
 }
 
-/// A function and its size.
+/// A function and its size: lines of code, without comments and blanks.
 pub struct Function {
     pub name: String,
     pub line: usize,
@@ -31,33 +42,32 @@ pub struct Function {
 
 impl Source {
     pub fn parse(path: &str, text: &str) -> Result<Source> {
-        let file = syn::parse_file(text).with_context(|| path.to_owned())?;
-        Ok(Source { path: path.to_owned(), text: text.to_owned(), file })
-    }
-
-    /// Lines of the file before its unit tests.
-    pub fn without_tests(&self) -> &str {
-        self.text.split("\n#[cfg(test)]").next().unwrap_or_default()
+        // syn's error knows its place, but does not print it.
+        let file = syn::parse_file(text).map_err(|e| anyhow!("{path}:{}: {e}", e.span().start().line))?;
+        let mut tests = Tests(Vec::new());
+        tests.visit_file(&file);
+        let (path, text) = (path.to_owned(), text.to_owned());
+        Ok(Source { path, lines: lexer::lines(&text), text, file, tests: tests.0 })
     }
 
     pub fn size(&self) -> Size {
-        let mut size = Size::default();
-        for line in self.without_tests().lines().map(str::trim) {
-            size.total += 1;
-            match line {
-                "" => {}
-                line if line.starts_with("//") => size.comments += 1,
-                _ => size.code += 1,
-            }
-        }
-        size
+        let shown: Vec<&Line> = self.numbered().map(|(_, line)| line).collect();
+        let code = shown.iter().filter(|line| line.code).count();
+        let comments = shown.iter().filter(|line| line.comment && !line.code).count();
+        Size { code, comments, total: shown.len() }
     }
 
-    /// All functions outside `#[cfg(test)]`.
+    /// The lines outside tests, from 1.
+    fn numbered(&self) -> impl Iterator<Item = (usize, &Line)> {
+        let outside = |(number, _): &(usize, &Line)| !self.tests.iter().any(|range| range.contains(number));
+        (1..).zip(&self.lines).filter(outside)
+    }
+
+    /// All functions outside tests.
     pub fn functions(&self) -> Vec<Function> {
-        let mut found = Functions(Vec::new());
+        let mut found = Functions { source: self, found: Vec::new() };
         found.visit_file(&self.file);
-        found.0
+        found.found
     }
 
     pub fn unsafe_blocks(&self) -> usize {
@@ -74,18 +84,43 @@ impl Source {
     }
 }
 
-struct Functions(Vec<Function>);
+struct Tests(Vec<RangeInclusive<usize>>);
 
-impl Functions {
-    fn add(&mut self, signature: &syn::Signature, block: &syn::Block) {
-        let (start, end) = (signature.span().start().line, block.span().end().line);
-        let body = block.stmts.iter().map(|statement| depth(quote(statement))).max().unwrap_or(0);
-        let name = signature.ident.to_string();
-        self.0.push(Function { name, line: start, lines: end + 1 - start, depth: 1 + body });
+impl<'a> Visit<'a> for Tests {
+    fn visit_item(&mut self, item: &'a syn::Item) {
+        let attributes = match item {
+            syn::Item::Fn(item) => &item.attrs,
+            syn::Item::Impl(item) => &item.attrs,
+            syn::Item::Macro(item) => &item.attrs,
+            syn::Item::Mod(item) => &item.attrs,
+            syn::Item::Struct(item) => &item.attrs,
+            syn::Item::Use(item) => &item.attrs,
+            _ => return,
+        };
+        if is_test(attributes) {
+            self.0.push(item.span().start().line..=item.span().end().line);
+        } else {
+            visit::visit_item(self, item);
+        }
     }
 }
 
-impl<'a> Visit<'a> for Functions {
+struct Functions<'s> {
+    source: &'s Source,
+    found: Vec<Function>,
+}
+
+impl Functions<'_> {
+    fn add(&mut self, signature: &syn::Signature, block: &syn::Block) {
+        let (start, end) = (signature.span().start().line, block.span().end().line);
+        let lines = self.source.lines.iter().take(end).skip(start - 1).filter(|line| line.code).count();
+        let text = block.span().source_text().unwrap_or_default();
+        let depth = depth(text.parse().unwrap_or_default());
+        self.found.push(Function { name: signature.ident.to_string(), line: start, lines, depth });
+    }
+}
+
+impl<'a> Visit<'a> for Functions<'_> {
     fn visit_item_mod(&mut self, module: &'a syn::ItemMod) {
         if !is_test(&module.attrs) {
             visit::visit_item_mod(self, module);
@@ -95,13 +130,20 @@ impl<'a> Visit<'a> for Functions {
     fn visit_item_fn(&mut self, function: &'a syn::ItemFn) {
         if !is_test(&function.attrs) {
             self.add(&function.sig, &function.block);
+            visit::visit_item_fn(self, function);
         }
-        visit::visit_item_fn(self, function);
     }
 
     fn visit_impl_item_fn(&mut self, function: &'a syn::ImplItemFn) {
         self.add(&function.sig, &function.block);
         visit::visit_impl_item_fn(self, function);
+    }
+
+    fn visit_trait_item_fn(&mut self, function: &'a syn::TraitItemFn) {
+        if let Some(block) = &function.default {
+            self.add(&function.sig, block);
+        }
+        visit::visit_trait_item_fn(self, function);
     }
 }
 
@@ -114,12 +156,6 @@ pub fn is_test(attributes: &[syn::Attribute]) -> bool {
     })
 }
 
-/// The tokens of a statement, by way of its source text.
-fn quote(statement: &syn::Stmt) -> TokenStream {
-    let text = statement.span().source_text().unwrap_or_default();
-    text.parse().unwrap_or_default()
-}
-
 /// How deep braces are nested.
 fn depth(tokens: TokenStream) -> usize {
     let inner = |token| match token {
@@ -127,54 +163,6 @@ fn depth(tokens: TokenStream) -> usize {
         _ => 0,
     };
     tokens.into_iter().map(inner).max().unwrap_or(0)
-}
-
-/// The names of all functions and methods called in a piece of code: the last part of a path, and after `::` the
-/// part before it, as `libc::shutdown` and `accept`.
-pub fn calls<'a>(visit: impl FnOnce(&mut Calls<'a>)) -> Vec<(String, usize)> {
-    let mut calls = Calls { found: Vec::new(), marker: std::marker::PhantomData };
-    visit(&mut calls);
-    calls.found
-}
-
-/// Collects calls; tests are passed over.
-pub struct Calls<'a> {
-    found: Vec<(String, usize)>,
-    marker: std::marker::PhantomData<&'a ()>,
-}
-
-impl<'a> Visit<'a> for Calls<'a> {
-    fn visit_item_mod(&mut self, module: &'a syn::ItemMod) {
-        if !is_test(&module.attrs) {
-            visit::visit_item_mod(self, module);
-        }
-    }
-
-    fn visit_expr_call(&mut self, call: &'a syn::ExprCall) {
-        if let syn::Expr::Path(path) = &*call.func {
-            let names: Vec<String> = path.path.segments.iter().map(|part| part.ident.to_string()).collect();
-            let name = names.iter().rev().take(2).rev().cloned().collect::<Vec<_>>().join("::");
-            self.found.push((name, call.span().start().line));
-        }
-        visit::visit_expr_call(self, call);
-    }
-
-    fn visit_expr_method_call(&mut self, call: &'a syn::ExprMethodCall) {
-        self.found.push((call.method.to_string(), call.method.span().start().line));
-        visit::visit_expr_method_call(self, call);
-    }
-
-    fn visit_expr_macro(&mut self, call: &'a syn::ExprMacro) {
-        let name = call.mac.path.segments.last().map(|part| part.ident.to_string()).unwrap_or_default();
-        self.found.push((format!("{name}!"), call.span().start().line));
-        visit::visit_expr_macro(self, call);
-    }
-
-    fn visit_stmt_macro(&mut self, call: &'a syn::StmtMacro) {
-        let name = call.mac.path.segments.last().map(|part| part.ident.to_string()).unwrap_or_default();
-        self.found.push((format!("{name}!"), call.span().start().line));
-        visit::visit_stmt_macro(self, call);
-    }
 }
 
 #[cfg(test)]
@@ -189,18 +177,24 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_the_tests_is_counted_too() {
+        let text = "use a;\n#[cfg(test)]\nmod tests {\n    fn f() {}\n}\nfn g() {}\n";
+        let source = Source::parse("x.rs", text).unwrap();
+        assert_eq!(source.size(), Size { code: 2, comments: 0, total: 2 });
+        assert_eq!(source.functions().iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["g"]);
+    }
+
+    #[test]
     fn functions_have_length_and_depth() {
-        let text = "fn f() {\n    loop {\n        if x {\n            y();\n        }\n    }\n}\n#[test]\nfn t() {}\n";
+        let text = "fn f() {\n    // why\n    loop {\n        if x {\n\n            y();\n        }\n    }\n}\n#[test]\nfn t() {}\n";
         let functions = Source::parse("x.rs", text).unwrap().functions();
         assert_eq!(functions.len(), 1);
         assert_eq!((functions[0].lines, functions[0].depth), (7, 3));
     }
 
     #[test]
-    fn calls_are_found_but_not_in_tests() {
-        let text = "fn f() { libc::shutdown(a.load(x)); panic!(); }\n#[cfg(test)]\nmod t { fn g() { accept(); } }";
-        let source = Source::parse("x.rs", text).unwrap();
-        let names: Vec<_> = calls(|calls| calls.visit_file(&source.file)).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["libc::shutdown", "load", "panic!"]);
+    fn what_does_not_parse_is_named() {
+        let error = Source::parse("x.rs", "fn f() {}\nfn {").err().unwrap();
+        assert!(format!("{error:#}").starts_with("x.rs:2: "), "{error:#}");
     }
 }

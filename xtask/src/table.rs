@@ -33,7 +33,28 @@ pub fn current(readme: &str) -> Option<&str> {
 pub fn write(root: &Path, examples: &[Example]) -> Result<()> {
     let path = root.join("README.md");
     let readme = fs::read_to_string(&path).context("README.md")?;
-    let old = current(&readme).context("README.md has no <!-- examples --> markers")?;
-    let (old, new) = (format!("{START}{old}{END}"), format!("{START}{}{END}", render(examples)));
-    fs::write(&path, readme.replacen(&old, &new, 1)).context("README.md")
+    let new = replaced(&readme, &render(examples)).context("README.md has no <!-- examples --> markers")?;
+    fs::write(&path, new).context("README.md")
+}
+
+/// The text with another table between its markers.
+fn replaced(readme: &str, table: &str) -> Option<String> {
+    let (before, rest) = readme.split_once(START)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{START}{table}{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_the_markers_changes() {
+        let empty = format!("# Title\n{START}{END}\nmore\n");
+        let one = replaced(&empty, "| one |\n").unwrap();
+        assert_eq!(one, format!("# Title\n{START}| one |\n{END}\nmore\n"));
+        assert_eq!(current(&one), Some("| one |\n"));
+        assert_eq!(replaced(&one, "").unwrap(), empty);
+        assert_eq!(replaced("# Title\n", "| one |\n"), None);
+    }
 }

@@ -47,7 +47,8 @@ fn cargo(root: &Path, args: &[&str]) -> Result<()> {
     // One pipe for both streams, so that the order of the lines stays.
     let (reader, writer) = io::pipe().context("pipe")?;
     let mut command = Command::new(cargo);
-    command.args(args).current_dir(root).env("REQUIRE_ALL_TESTS", "1").stdin(Stdio::null());
+    command.args(args).current_dir(root).env("REQUIRE_ALL_TESTS", "1").env("PATH", tools::path());
+    command.stdin(Stdio::null());
     command.stdout(writer.try_clone().context("pipe")?).stderr(writer);
     let mut child = command.spawn().context("cargo")?;
     drop(command); // its copies of the pipe's write end would keep the loop below from ever seeing the end

@@ -1,5 +1,8 @@
 //! Sizes: an example that grows has two ideas.
 
+use std::fmt;
+
+use super::exceptions::{EXCEPTIONS, Exception};
 use crate::check::Tree;
 use crate::diff;
 use crate::rules::Breach;
@@ -20,7 +23,10 @@ const CODE: &[(&str, usize)] = &[
     ("server07", 220),
     ("server", 150),
 ];
-
+const OTHER_CODE: usize = 120;
+/// A second file of an example, which wraps one thing that the lesson needs.
+const SECOND_FILE: usize = 60;
+const TOTAL: usize = 220;
 const FUNCTION_LINES: usize = 60;
 const DEPTH: usize = 5;
 /// Read in twenty minutes: options, listener, accept policy, the service with its deadlines, its blocking driver, the log.
@@ -29,85 +35,140 @@ const COMMON_ITEMS: usize = 40;
 const PROGRAM_FILE: usize = 300;
 const DIFF_VARIANT: usize = 60;
 const DIFF_MODEL: usize = 120;
+const PROGRAMS: &[&str] = &["client/src/", "testkit/src/", "xtask/src/", "common/src/", "bench/src/"];
 
-/// Where a budget and clarity fight, clarity wins, and this table says why: path, what, how much, reason. An entry
-/// that is not needed is a breach itself.
-const EXCEPTIONS: &[(&str, &str, usize, &str)] = &[(
-    "server01-fork",
-    "diff",
-    200,
-    "the step from one client to many brings the table of children, reaping, the limit and the end of the family at once",
-)];
-
-fn allowed(path: &str, what: &str, budget: usize) -> usize {
-    let exception = EXCEPTIONS.iter().find(|(known, kind, ..)| *known == path && *kind == what);
-    exception.map_or(budget, |(_, _, most, _)| *most)
+/// What a budget is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Code,
+    Total,
+    Function,
+    Depth,
+    Diff,
+    Items,
 }
 
-fn over(path: &str, what: &str, measured: usize, budget: usize) -> Option<Breach> {
-    let most = allowed(path, what, budget);
-    (measured > most).then(|| Breach::new(path, 1, format!("{what}: {measured} lines, the budget is {most}")))
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            What::Code => "lines of code",
+            What::Total => "lines in all",
+            What::Function => "lines of code in one function",
+            What::Depth => "levels of braces",
+            What::Diff => "lines changed since the diff base",
+            What::Items => "public items",
+        })
+    }
 }
 
-pub fn code_budget(example: &str) -> usize {
-    CODE.iter().find(|(start, _)| example.starts_with(start)).map_or(120, |(_, most)| *most)
+/// A figure and its budget.
+struct Measured {
+    subject: String,
+    path: String,
+    line: usize,
+    what: What,
+    value: usize,
+    budget: usize,
+}
+
+impl Measured {
+    fn new(subject: &str, path: &str, what: What, value: usize, budget: usize) -> Measured {
+        Measured { subject: subject.into(), path: path.into(), line: 1, what, value, budget }
+    }
 }
 
 pub fn sizes(tree: &Tree) -> Vec<Breach> {
-    let mut breaches = Vec::new();
+    let mut measured = Vec::new();
     for example in &tree.examples {
-        if let Some(source) = tree.main_of(&example.name) {
-            breaches.extend(over(&example.name, "code", source.size().code, code_budget(&example.name)));
-            breaches.extend(functions(source, true));
+        let name = &example.name;
+        let main = format!("{}/src/main.rs", tree.folder(example));
+        for source in tree.sources_of(example) {
+            let (subject, code) = match source.path == main {
+                true => (name, code_budget(name)),
+                false => (&source.path, SECOND_FILE),
+            };
+            let size = source.size();
+            measured.push(Measured::new(subject, &source.path, What::Code, size.code, code));
+            measured.push(Measured::new(subject, &source.path, What::Total, size.total, TOTAL));
+            measured.extend(functions(source, true));
+        }
+        if let Some((_, removed, added)) = diff::to_base(tree, name) {
+            measured.push(Measured::new(name, &main, What::Diff, removed + added, diff_budget(name)));
         }
     }
-    let programs = ["client/src/", "testkit/src/", "xtask/src/", "common/src/", "bench/src/"];
-    for source in tree.sources.iter().filter(|s| programs.iter().any(|start| s.path.starts_with(start))) {
-        breaches.extend(over(&source.path, "code", source.size().code, PROGRAM_FILE));
-        breaches.extend(functions(source, false));
+    for source in tree.sources.iter().filter(|s| PROGRAMS.iter().any(|start| s.path.starts_with(start))) {
+        measured.push(Measured::new(&source.path, &source.path, What::Code, source.size().code, PROGRAM_FILE));
+        measured.extend(functions(source, false));
     }
     let common = || tree.sources.iter().filter(|source| source.path.starts_with("common/src/"));
-    breaches.extend(over("common", "code", common().map(|source| source.size().code).sum(), COMMON_CODE));
-    breaches.extend(over("common", "public items", common().map(public_items).sum(), COMMON_ITEMS));
+    let code = common().map(|source| source.size().code).sum();
+    measured.push(Measured::new("common", "common/src/lib.rs", What::Code, code, COMMON_CODE));
+    let items = common().map(|source| public_items(&source.file.items)).sum();
+    measured.push(Measured::new("common", "common/src/lib.rs", What::Items, items, COMMON_ITEMS));
+    judge(&measured, EXCEPTIONS)
+}
+
+/// Figures over their budgets, and exceptions without need.
+fn judge(measured: &[Measured], exceptions: &[Exception]) -> Vec<Breach> {
+    let mut breaches = Vec::new();
+    for Measured { subject, path, line, what, value, budget } in measured {
+        let exception = exceptions.iter().find(|e| e.subject == subject && e.what == *what);
+        let most = exception.map_or(*budget, |exception| exception.most);
+        if *value > most {
+            breaches.push(Breach::new(path, *line, format!("{subject}: {value} {what}, the budget is {most}")));
+        }
+    }
+    for Exception { subject, what, reason, .. } in exceptions {
+        let needed = |m: &&Measured| m.subject == *subject && m.what == *what && m.value > m.budget;
+        if !measured.iter().any(|m| needed(&m)) {
+            let reason = format!("the exception for {subject} is not needed any more: {what}, {reason}");
+            breaches.push(Breach::new("xtask/src/rules/exceptions.rs", 1, reason));
+        }
+    }
     breaches
 }
 
-fn functions(source: &Source, nested: bool) -> Vec<Breach> {
-    let too_long = |f: &crate::source::Function| f.lines > FUNCTION_LINES || (nested && f.depth > DEPTH);
-    let describe = |f: crate::source::Function| {
-        let reason =
-            format!("fn {}: {} lines, depth {}; at most {FUNCTION_LINES} and {DEPTH}", f.name, f.lines, f.depth);
-        Breach::new(&source.path, f.line, reason)
-    };
-    source.functions().into_iter().filter(too_long).map(describe).collect()
+fn functions(source: &Source, nested: bool) -> Vec<Measured> {
+    let mut measured = Vec::new();
+    for function in source.functions() {
+        let subject = format!("{} {}", source.path, function.name);
+        let mut add = |what, value, budget| {
+            let figure = Measured::new(&subject, &source.path, what, value, budget);
+            measured.push(Measured { line: function.line, ..figure });
+        };
+        add(What::Function, function.lines, FUNCTION_LINES);
+        if nested {
+            add(What::Depth, function.depth, DEPTH);
+        }
+    }
+    measured
 }
 
 /// Public functions, types, traits and constants at module level.
-fn public_items(source: &Source) -> usize {
+pub fn public_items(items: &[syn::Item]) -> usize {
     use syn::{Item, Visibility};
-    let is_public = |item: &&Item| {
+    let count = |item: &Item| {
         let visibility = match item {
             Item::Fn(item) => &item.vis,
             Item::Struct(item) => &item.vis,
             Item::Enum(item) => &item.vis,
             Item::Trait(item) => &item.vis,
+            Item::Type(item) => &item.vis,
             Item::Const(item) => &item.vis,
             Item::Static(item) => &item.vis,
-            _ => return false,
+            Item::Mod(module) => {
+                let inner = module.content.as_ref().filter(|_| matches!(module.vis, Visibility::Public(_)));
+                return inner.map_or(0, |(_, items)| public_items(items));
+            }
+            _ => return 0,
         };
-        matches!(visibility, Visibility::Public(_))
+        usize::from(matches!(visibility, Visibility::Public(_)))
     };
-    source.file.items.iter().filter(is_public).count()
+    items.iter().map(count).sum()
 }
 
-pub fn diffs(tree: &Tree) -> Vec<Breach> {
-    let mut breaches = Vec::new();
-    for example in &tree.examples {
-        if let Some((_, removed, added)) = diff::to_base(tree, &example.name) {
-            breaches.extend(over(&example.name, "diff", removed + added, diff_budget(&example.name)));
-        }
-    }
-    breaches
+fn code_budget(example: &str) -> usize {
+    CODE.iter().find(|(start, _)| example.starts_with(start)).map_or(OTHER_CODE, |(_, most)| *most)
 }
 
 /// A letter behind the number is a variant of that model.
@@ -119,42 +180,20 @@ fn diff_budget(example: &str) -> usize {
     }
 }
 
-pub fn stale_exceptions(tree: &Tree) -> Vec<Breach> {
-    let mut breaches = Vec::new();
-    for (path, what, ..) in EXCEPTIONS {
-        let needed = match *what {
-            "diff" => diff::to_base(tree, path).is_some_and(|(_, removed, added)| removed + added > diff_budget(path)),
-            _ if *path == "common" => true,
-            _ => match tree.main_of(path) {
-                Some(source) => source.size().code > code_budget(path),
-                None => tree.sources.iter().any(|source| source.path == *path && source.size().code > PROGRAM_FILE),
-            },
-        };
-        if !needed {
-            breaches.push(Breach::new(
-                "xtask/src/rules/budget.rs",
-                1,
-                format!("the exception for {path} ({what}) is not needed"),
-            ));
-        }
-    }
-    breaches
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn breaches(text: &str) -> usize {
+        judge(&functions(&Source::parse("x.rs", text).unwrap(), true), &[]).len()
+    }
+
     #[test]
     fn a_long_or_deep_function_is_a_breach() {
-        let long = format!("fn f() {{\n{}}}\n", "    a();\n".repeat(60));
-        assert_eq!(functions(&Source::parse("x.rs", &long).unwrap(), true).len(), 1);
-        let deep = "fn f() { loop { loop { loop { loop { loop { } } } } } }";
-        assert_eq!(functions(&Source::parse("x.rs", deep).unwrap(), true).len(), 1);
-        assert!(
-            functions(&Source::parse("x.rs", "fn f() { loop { loop { loop { loop { } } } } }").unwrap(), true)
-                .is_empty()
-        );
+        assert_eq!(breaches(&format!("fn f() {{\n{}}}\n", "    a();\n".repeat(59))), 1);
+        assert_eq!(breaches(&format!("fn f() {{\n{}}}\n", "    a();\n    // why\n".repeat(58))), 0);
+        assert_eq!(breaches("fn f() { loop { loop { loop { loop { loop { } } } } } }"), 1);
+        assert_eq!(breaches("fn f() { loop { loop { loop { loop { } } } } }"), 0);
     }
 
     #[test]
@@ -164,15 +203,30 @@ mod tests {
     }
 
     #[test]
-    fn over_the_budget_is_a_breach() {
-        assert!(over("server99", "code", 11, 10).is_some());
-        assert!(over("server99", "code", 10, 10).is_none());
+    fn over_the_budget_is_a_breach_unless_excepted() {
+        let of = |value| [Measured::new("server99", "x.rs", What::Code, value, 10)];
+        let except = |what| [Exception { subject: "server99", what, most: 20, reason: "why" }];
+        assert!(judge(&of(10), &[]).is_empty());
+        assert_eq!(judge(&of(11), &[]).len(), 1);
+        assert!(judge(&of(20), &except(What::Code)).is_empty());
+        assert_eq!(judge(&of(21), &except(What::Code)).len(), 1);
+        assert_eq!(judge(&of(11), &except(What::Diff)).len(), 2, "over the budget, and a stale exception");
+    }
+
+    #[test]
+    fn an_exception_without_need_is_a_breach() {
+        let of = |value| [Measured::new("server99", "x.rs", What::Code, value, 10)];
+        let exception = [Exception { subject: "server99", what: What::Code, most: 20, reason: "why" }];
+        let stale = judge(&of(10), &exception);
+        assert_eq!(stale.len(), 1);
+        assert!(stale[0].to_string().contains("not needed"), "{}", stale[0]);
+        assert_eq!(judge(&[], &exception).len(), 1, "nor for an example that is gone");
     }
 
     #[test]
     fn public_items_are_counted() {
-        let source =
-            Source::parse("x.rs", "pub fn a() {} fn b() {} pub struct C; pub(crate) fn d() {} pub mod e;").unwrap();
-        assert_eq!(public_items(&source), 2);
+        let text =
+            "pub fn a() {} fn b() {} pub struct C; pub(crate) fn d() {} pub mod e; pub mod f { pub type G = u8; }";
+        assert_eq!(public_items(&syn::parse_file(text).unwrap().items), 3);
     }
 }

@@ -1,5 +1,6 @@
 //! Who may call what: the seam of `common`, the child's arm after fork, the calls in a signal handler.
 
+use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 use crate::check::Tree;
@@ -12,10 +13,6 @@ const NOT_IN_COMMON: &[&str] = &[
     "accept",
     "accept4",
     "accept_raw",
-    "epoll_create",
-    "epoll_create1",
-    "epoll_ctl",
-    "epoll_wait",
     "poll",
     "ppoll",
     "select",
@@ -43,6 +40,8 @@ const NOT_IN_COMMON: &[&str] = &[
     "unreachable!",
     "println!",
     "eprintln!",
+    "spawn_scoped",
+    "scope",
 ];
 
 /// What a handler may call: async-signal-safe system calls (signal-safety(7)), atomics, and code that only walks them.
@@ -51,6 +50,8 @@ const IN_HANDLER: &[&str] = &[
     "libc::write",
     "libc::_exit",
     "libc::alarm",
+    "libc::close",
+    "libc::raise",
     "waitpid",
     "libc::waitpid",
     "kill",
@@ -86,42 +87,72 @@ pub fn seam(tree: &Tree) -> Vec<Breach> {
 
 fn seam_of(source: &Source) -> Vec<Breach> {
     let calls = source::calls(|calls| calls.visit_file(&source.file));
-    let last = |name: &str| name.rsplit("::").next().unwrap_or_default().to_owned();
-    let banned = calls.into_iter().filter(|(name, _)| NOT_IN_COMMON.contains(&last(name).as_str()));
+    let is_lesson = |name: &str| {
+        let last = last(name);
+        NOT_IN_COMMON.contains(&last) || last.starts_with("epoll_") || last.starts_with("io_uring_")
+    };
+    let banned = calls.into_iter().filter(|(name, _)| is_lesson(name));
     banned
         .map(|(name, line)| Breach::new(&source.path, line, format!("{name} belongs in an example, not in common")))
         .collect()
 }
 
-pub fn child_arm(tree: &Tree) -> Vec<Breach> {
-    tree.examples.iter().filter_map(|example| tree.main_of(&example.name)).flat_map(child_arm_of).collect()
+fn last(name: &str) -> &str {
+    name.rsplit("::").next().unwrap_or_default()
 }
 
-/// The child's arm of `match unsafe { fork() }` is one call of a function of type `!`.
-fn child_arm_of(source: &Source) -> Vec<Breach> {
-    struct Arms<'a> {
-        source: &'a Source,
-        breaches: Vec<Breach>,
-    }
-    impl<'a> Visit<'a> for Arms<'a> {
-        fn visit_expr_match(&mut self, expression: &'a syn::ExprMatch) {
-            let forks = source::calls(|calls| calls.visit_expr(&expression.expr));
-            if forks.iter().any(|(name, _)| name.rsplit("::").next() == Some("fork")) {
-                for arm in &expression.arms {
-                    let path = arm_names(&arm.pat);
-                    if path.iter().any(|name| name == "Child") && !is_call_of_never(self.source, &arm.body) {
-                        let line = syn::spanned::Spanned::span(&arm.body).start().line;
-                        let reason = "the child's arm after fork must be a single call of a function of type `!`";
-                        self.breaches.push(Breach::new(&self.source.path, line, reason));
-                    }
-                }
+pub fn child_arm(tree: &Tree) -> Vec<Breach> {
+    let child_arms = |example| child_arm_of(&tree.sources_of(example).collect::<Vec<_>>());
+    tree.examples.iter().flat_map(child_arms).collect()
+}
+
+/// The child's arm of `match unsafe { fork() }` is one call of a function of type `!`, and fork is called nowhere else.
+fn child_arm_of(sources: &[&Source]) -> Vec<Breach> {
+    let mut breaches = Vec::new();
+    let never: Vec<String> = sources.iter().flat_map(|source| functions_of_type_never(source)).collect();
+    for source in sources {
+        let mut arms = Arms { source, never: &never, matched: Vec::new(), breaches: Vec::new() };
+        arms.visit_file(&source.file);
+        breaches.append(&mut arms.breaches);
+        for (_, line) in forks(|calls| calls.visit_file(&source.file)) {
+            if !arms.matched.contains(&line) {
+                let reason = "fork outside `match unsafe { fork() }` with an arm for ForkResult::Child";
+                breaches.push(Breach::new(&source.path, line, reason));
             }
-            visit::visit_expr_match(self, expression);
         }
     }
-    let mut arms = Arms { source, breaches: Vec::new() };
-    arms.visit_file(&source.file);
-    arms.breaches
+    breaches
+}
+
+fn forks(visit: impl FnOnce(&mut source::Calls)) -> Vec<(String, usize)> {
+    let mut calls = source::calls(visit);
+    calls.retain(|(name, _)| last(name) == "fork");
+    calls
+}
+
+struct Arms<'s> {
+    source: &'s Source,
+    never: &'s [String],
+    /// Lines of the forks that are matched on.
+    matched: Vec<usize>,
+    breaches: Vec<Breach>,
+}
+
+impl<'a> Visit<'a> for Arms<'_> {
+    fn visit_expr_match(&mut self, expression: &'a syn::ExprMatch) {
+        let forks = forks(|calls| calls.visit_expr(&expression.expr));
+        let is_child = |arm: &&syn::Arm| arm_names(&arm.pat).iter().any(|name| name == "Child");
+        let children: Vec<&syn::Arm> = expression.arms.iter().filter(is_child).collect();
+        if !forks.is_empty() && !children.is_empty() {
+            self.matched.extend(forks.iter().map(|(_, line)| *line));
+            for arm in children.iter().filter(|arm| !is_call_of(self.never, &arm.body)) {
+                let line = arm.body.span().start().line;
+                let reason = "the child's arm after fork must be a single call of a function of type `!`";
+                self.breaches.push(Breach::new(&self.source.path, line, reason));
+            }
+        }
+        visit::visit_expr_match(self, expression);
+    }
 }
 
 fn arm_names(pattern: &syn::Pat) -> Vec<String> {
@@ -136,38 +167,52 @@ fn arm_names(pattern: &syn::Pat) -> Vec<String> {
     names.0
 }
 
-fn is_call_of_never(source: &Source, body: &syn::Expr) -> bool {
+fn functions_of_type_never(source: &Source) -> Vec<String> {
+    let never = |output: &syn::ReturnType| match output {
+        syn::ReturnType::Type(_, kind) => matches!(**kind, syn::Type::Never(_)),
+        syn::ReturnType::Default => false,
+    };
+    let name = |item: &syn::Item| match item {
+        syn::Item::Fn(function) if never(&function.sig.output) => Some(function.sig.ident.to_string()),
+        _ => None,
+    };
+    source.file.items.iter().filter_map(name).collect()
+}
+
+fn is_call_of(names: &[String], body: &syn::Expr) -> bool {
     let syn::Expr::Call(call) = body else { return false };
     let syn::Expr::Path(path) = &*call.func else { return false };
-    source.file.items.iter().any(|item| match item {
-        syn::Item::Fn(function) => {
-            let never =
-                matches!(&function.sig.output, syn::ReturnType::Type(_, kind) if matches!(**kind, syn::Type::Never(_)));
-            path.path.is_ident(&function.sig.ident) && never
-        }
-        _ => false,
-    })
+    path.path.segments.last().is_some_and(|part| names.iter().any(|name| part.ident == name))
 }
 
 pub fn handlers(tree: &Tree) -> Vec<Breach> {
-    tree.examples.iter().filter_map(|example| tree.main_of(&example.name)).flat_map(handlers_of).collect()
+    tree.examples.iter().flat_map(|example| tree.sources_of(example)).flat_map(handlers_of).collect()
 }
 
 fn handlers_of(source: &Source) -> Vec<Breach> {
-    let mut breaches = Vec::new();
-    for item in &source.file.items {
-        let syn::Item::Fn(function) = item else { continue };
-        if function.sig.abi.is_none() {
-            continue;
-        }
-        for (name, line) in source::calls(|calls| calls.visit_block(&function.block)) {
-            if !IN_HANDLER.contains(&name.as_str()) {
-                let reason = format!("{name} in a signal handler: only async-signal-safe calls, see signal-safety(7)");
-                breaches.push(Breach::new(&source.path, line, reason));
+    let mut handlers = Handlers { source, breaches: Vec::new() };
+    handlers.visit_file(&source.file);
+    handlers.breaches
+}
+
+struct Handlers<'s> {
+    source: &'s Source,
+    breaches: Vec<Breach>,
+}
+
+impl<'a> Visit<'a> for Handlers<'_> {
+    fn visit_item_fn(&mut self, function: &'a syn::ItemFn) {
+        if function.sig.abi.is_some() {
+            for (name, line) in source::calls(|calls| calls.visit_block(&function.block)) {
+                if !IN_HANDLER.contains(&name.as_str()) {
+                    let reason =
+                        format!("{name} in a signal handler: only async-signal-safe calls, see signal-safety(7)");
+                    self.breaches.push(Breach::new(&self.source.path, line, reason));
+                }
             }
         }
+        visit::visit_item_fn(self, function);
     }
-    breaches
 }
 
 #[cfg(test)]
@@ -185,10 +230,17 @@ mod tests {
             "fn f() { nix::unistd::fork(); }",
             "fn f() { std::process::exit(1); }",
             "fn f() { panic!(); }",
+            "fn f() { write!(out, \"{}\", unsafe { fork() }).ok(); }",
+            "fn f() { libc::epoll_pwait2(a); }",
+            "fn f() { std::thread::Builder::new().spawn(f); }",
         ] {
             assert_eq!(seam_of(&parse(bad)).len(), 1, "{bad}");
         }
-        assert!(seam_of(&parse("fn f() { accept_failed(1); thread::sleep(x); }")).is_empty());
+        for good in
+            ["fn f() { accept_failed(1); thread::sleep(x); }", "#[cfg(test)] mod tests { fn f() { panic!(); } }"]
+        {
+            assert!(seam_of(&parse(good)).is_empty(), "{good}");
+        }
     }
 
     #[test]
@@ -198,10 +250,25 @@ mod tests {
                 "fn main() {{ match unsafe {{ fork() }} {{ Ok(ForkResult::Child) => {arm}, _ => {{}} }} }} fn child() {kind} {{ loop {{}} }}"
             ))
         };
-        assert!(child_arm_of(&with("child()", "-> !")).is_empty());
-        assert_eq!(child_arm_of(&with("child()", "")).len(), 1);
-        assert_eq!(child_arm_of(&with("{ child(); }", "-> !")).len(), 1);
-        assert_eq!(child_arm_of(&with("serve()?", "-> !")).len(), 1);
+        let breaches = |source: Source| child_arm_of(&[&source]).len();
+        assert_eq!(breaches(with("child()", "-> !")), 0);
+        assert_eq!(breaches(with("child()", "")), 1);
+        assert_eq!(breaches(with("{ child(); }", "-> !")), 1);
+        assert_eq!(breaches(with("serve()?", "-> !")), 1);
+        assert_eq!(breaches(with("return child()", "-> !")), 1);
+        let (main, other) = (with("life::child()", ""), parse("pub fn child() -> ! { loop {} }"));
+        assert_eq!(child_arm_of(&[&main, &other]).len(), 0, "it may be in another file of the example");
+    }
+
+    #[test]
+    fn fork_is_always_matched_on() {
+        for bad in [
+            "fn f() { if let Ok(ForkResult::Child) = unsafe { fork() } { child() } }",
+            "fn f() { let pid = unsafe { libc::fork() }; }",
+            "fn f() { match unsafe { fork() } { Ok(_) => child(), Err(_) => {} } }",
+        ] {
+            assert_eq!(child_arm_of(&[&parse(bad)]).len(), 1, "{bad}");
+        }
     }
 
     #[test]
@@ -211,5 +278,7 @@ mod tests {
         for bad in ["println!(\"x\");", "log.info(x);", "let s = format!(\"x\");", "Vec::with_capacity(1);"] {
             assert!(!handlers_of(&handler(bad)).is_empty(), "{bad}");
         }
+        assert_eq!(handlers_of(&parse("mod m { extern \"C\" fn stop(_: c_int) { log(); } }")).len(), 1);
+        assert!(handlers_of(&parse("fn main() { log(); }")).is_empty());
     }
 }

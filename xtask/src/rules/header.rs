@@ -23,7 +23,7 @@ fn header(text: &str) -> impl Iterator<Item = &str> {
 pub fn keys(tree: &Tree) -> Vec<Breach> {
     let mut breaches = Vec::new();
     for example in &tree.examples {
-        let path = format!("{}/src/main.rs", example.name);
+        let path = format!("{}/src/main.rs", tree.folder(example));
         let Some(source) = tree.main_of(&example.name) else {
             breaches.push(Breach::new(&path, 1, "there is no such file"));
             continue;
@@ -62,7 +62,7 @@ pub fn fragments(tree: &Tree) -> Vec<Breach> {
     let files: Vec<(&str, &str)> = tree
         .examples
         .iter()
-        .filter_map(|example| tree.main_of(&example.name))
+        .flat_map(|example| tree.sources_of(example))
         .map(|source| (source.path.as_str(), source.text.as_str()))
         .collect();
     fragments_of(&files)

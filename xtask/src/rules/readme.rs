@@ -5,17 +5,18 @@ use crate::rules::Breach;
 use crate::table;
 
 const SECTIONS: [&str; 6] = ["Concept", "Run", "Observe", "Syscalls in this lesson", "Exercises", "References"];
-const COMMANDS: [&str; 4] = ["check", "diff", "demo", "verify"];
 
 pub fn sections(tree: &Tree) -> Vec<Breach> {
     let mut breaches = Vec::new();
-    let folders = tree.examples.iter().map(|example| example.name.as_str()).chain(["client"]);
-    for folder in folders {
+    for folder in tree.examples.iter().map(|example| tree.folder(example)).chain(["client".to_owned()]) {
         let path = format!("{folder}/README.md");
-        breaches.extend(sections_of(&path, tree.text(&path).unwrap_or_default()));
+        match tree.text(&path) {
+            Some(text) => breaches.extend(sections_of(&path, text)),
+            None => breaches.push(Breach::new(&path, 1, "there is no such file")),
+        }
     }
     for example in &tree.examples {
-        let path = format!("{}/tests/conformance.rs", example.name);
+        let path = format!("{}/tests/conformance.rs", tree.folder(example));
         if tree.text(&path).is_none() {
             breaches.push(Breach::new(&path, 1, "there is no such file"));
         }
@@ -24,52 +25,24 @@ pub fn sections(tree: &Tree) -> Vec<Breach> {
 }
 
 fn sections_of(path: &str, text: &str) -> Vec<Breach> {
-    let found: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    let mut found: Vec<&str> = Vec::new();
+    let (mut fenced, mut transcript) = (false, false);
+    for line in text.lines() {
+        // A `## ` between fences is a transcript's.
+        if line.starts_with("```") {
+            fenced = !fenced;
+            transcript |= found.last() == Some(&"Observe");
+        } else if let Some(title) = line.strip_prefix("## ").filter(|_| !fenced) {
+            found.push(title);
+        }
+    }
     if found != SECTIONS {
         return vec![Breach::new(path, 1, format!("the sections must be {SECTIONS:?}, and are {found:?}"))];
     }
-    let observe = text.split("## Observe").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap_or_default();
-    match observe.contains("```") {
+    match transcript {
         true => Vec::new(),
         false => vec![Breach::new(path, 1, "Observe shows no transcript")],
     }
-}
-
-/// `cargo run -p NAME`, `cargo xtask SUB`, `cargo demo NAME` name what exists.
-pub fn commands(tree: &Tree) -> Vec<Breach> {
-    let readmes = tree.texts.iter().filter(|(path, _)| path.ends_with(".md"));
-    readmes.flat_map(|(path, text)| commands_of(path, text, &tree.packages)).collect()
-}
-
-fn commands_of(path: &str, text: &str, packages: &[String]) -> Vec<Breach> {
-    let mut breaches = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let words: Vec<&str> =
-            line.split(|c: char| c.is_whitespace() || "`();,".contains(c)).filter(|w| !w.is_empty()).collect();
-        for window in words.windows(3) {
-            let unknown = match window {
-                ["-p" | "--package", name, _] | [_, "-p" | "--package", name] if line.contains("cargo ") => {
-                    let is_name = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-                    let is_number = name.parse::<u32>().is_ok();
-                    is_name && !is_number && !packages.iter().any(|package| package == name)
-                }
-                ["cargo", "xtask", name] => !COMMANDS.contains(name),
-                ["cargo", "demo", name] if name.starts_with("server") => {
-                    !packages.iter().any(|package| package == name)
-                }
-                _ => false,
-            };
-            if unknown {
-                breaches.push(Breach::new(
-                    path,
-                    number + 1,
-                    format!("`{}` names nothing that exists", window.join(" ")),
-                ));
-                break;
-            }
-        }
-    }
-    breaches
 }
 
 pub fn table(tree: &Tree) -> Vec<Breach> {
@@ -91,21 +64,26 @@ pub fn manifests(tree: &Tree) -> Vec<Breach> {
 }
 
 fn manifest(path: &str, text: &str) -> Vec<Breach> {
+    const ONCE: &str = "a dependency is declared once, in the workspace: NAME.workspace = true";
     let mut breaches = Vec::new();
-    if !text.contains("[lints]\nworkspace = true") {
-        breaches.push(Breach::new(path, 1, "the workspace's lints are not in force: [lints] workspace = true"));
-    }
-    let mut dependencies = false;
-    for (number, line) in text.lines().enumerate() {
+    let (mut section, mut lints) = (String::new(), false);
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.split('#').next().unwrap_or_default().trim();
         if line.starts_with('[') {
-            dependencies = line.trim_matches(['[', ']']).ends_with("dependencies");
-        } else if dependencies && !line.is_empty() && !line.contains("workspace = true") {
-            breaches.push(Breach::new(
-                path,
-                number + 1,
-                "a dependency is declared once, in the workspace: NAME.workspace = true",
-            ));
+            section = line.trim_matches(['[', ']']).to_owned();
+            if section.contains("dependencies.") {
+                breaches.push(Breach::new(path, number, ONCE));
+            }
         }
+        let assigns = line.contains('=') && !line.starts_with('[');
+        let inherits = line.replace(' ', "").contains("workspace=true");
+        lints |= section == "lints" && line.starts_with("workspace") && inherits;
+        if assigns && !inherits && section.ends_with("dependencies") {
+            breaches.push(Breach::new(path, number, ONCE));
+        }
+    }
+    if !lints {
+        breaches.push(Breach::new(path, 1, "the workspace's lints are not in force: [lints] workspace = true"));
     }
     breaches
 }
@@ -123,18 +101,10 @@ mod tests {
     #[test]
     fn a_readme_has_six_sections_and_a_transcript() {
         assert!(sections_of("x", &readme("```console\n$ ss\n```")).is_empty());
+        assert!(sections_of("x", &readme("```console\n## not a section\n```")).is_empty());
         assert_eq!(sections_of("x", &readme("words")).len(), 1);
+        assert_eq!(sections_of("x", &format!("{}\n```\n```\n", readme("words"))).len(), 1, "not in Observe");
         assert_eq!(sections_of("x", &readme("```").replace("## Run\n", "")).len(), 1);
-    }
-
-    #[test]
-    fn commands_name_what_exists() {
-        let packages = ["client".to_owned(), "server01-fork".to_owned()];
-        let good = "$ cargo run -p server01-fork\n$ cargo run -p client -- -i localhost -p 2000 -c 5\n`cargo xtask check --fix`";
-        assert!(commands_of("x", good, &packages).is_empty(), "{:?}", commands_of("x", good, &packages));
-        for bad in ["cargo run -p server99-no", "cargo xtask fly now", "cargo demo server99-no"] {
-            assert_eq!(commands_of("x", bad, &packages).len(), 1, "{bad}");
-        }
     }
 
     #[test]
@@ -143,5 +113,16 @@ mod tests {
         assert!(manifest("x", good).is_empty());
         assert_eq!(manifest("x", &good.replace("libc.workspace = true", "libc = \"0.2\"")).len(), 1);
         assert_eq!(manifest("x", "[dependencies]\n").len(), 1);
+        assert!(
+            manifest("x", &format!("{good}[dev-dependencies]\nmio = {{ workspace = true, features = [\"x\"] }}\n"))
+                .is_empty()
+        );
+        for bad in [
+            "[dependencies.rand]\nversion = \"0.9\"",
+            "[target.'cfg(unix)'.dependencies]\nrand = \"0.9\"",
+            "[dev-dependencies]\nrand = \"0.9\" # workspace = true",
+        ] {
+            assert_eq!(manifest("x", &format!("{good}{bad}\n")).len(), 1, "{bad}");
+        }
     }
 }
