@@ -3,7 +3,7 @@
 //! Run: cargo run -p server01-fork
 //! Try: cargo run -p client -- -i localhost -p 2000 -c 5 -t 10 -b 1024
 //! Prev: server00-iterative
-//! Next: none
+//! Next: server02-select
 //! Diff base: server00-iterative
 //! Overload: refuse (beyond --max-conns a child says `ERR busy` and no more, so that the parent never waits for a client)
 

@@ -26,7 +26,6 @@ const CODE: &[(&str, usize)] = &[
 const OTHER_CODE: usize = 120;
 /// A second file of an example, which wraps one thing that the lesson needs.
 const SECOND_FILE: usize = 60;
-const TOTAL: usize = 220;
 const FUNCTION_LINES: usize = 60;
 const DEPTH: usize = 5;
 /// Read in twenty minutes: options, listener, accept policy, the service with its deadlines, its blocking driver, the log.
@@ -41,7 +40,6 @@ const PROGRAMS: &[&str] = &["client/src/", "testkit/src/", "xtask/src/", "common
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     Code,
-    Total,
     Function,
     Depth,
     Diff,
@@ -52,7 +50,6 @@ impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             What::Code => "lines of code",
-            What::Total => "lines in all",
             What::Function => "lines of code in one function",
             What::Depth => "levels of braces",
             What::Diff => "lines changed since the diff base",
@@ -89,7 +86,6 @@ pub fn sizes(tree: &Tree) -> Vec<Breach> {
             };
             let size = source.size();
             measured.push(Measured::new(subject, &source.path, What::Code, size.code, code));
-            measured.push(Measured::new(subject, &source.path, What::Total, size.total, TOTAL));
             measured.extend(functions(source, true));
         }
         if let Some((_, removed, added)) = diff::to_base(tree, name) {

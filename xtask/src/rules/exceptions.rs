@@ -12,10 +12,44 @@ pub struct Exception {
     pub reason: &'static str,
 }
 
-pub const EXCEPTIONS: &[Exception] = &[Exception {
-    subject: "server01-fork",
-    what: What::Diff,
-    most: 200,
-    reason: "the step from one client to many brings the table of children, reaping, the limit and the end of the \
-             family at once",
-}];
+const fn exception(subject: &'static str, what: What, most: usize, reason: &'static str) -> Exception {
+    Exception { subject, what, most, reason }
+}
+
+pub const EXCEPTIONS: &[Exception] = &[
+    exception(
+        "server01-fork",
+        What::Diff,
+        200,
+        "one client to many brings the table of children, reaping, the limit and the end of the family at once",
+    ),
+    exception(
+        "server02-select",
+        What::Code,
+        230,
+        "an event loop carries by hand what the kernel did for a blocking child: deadlines, refusals, a pause after \
+         EMFILE, the stop",
+    ),
+    exception("server02-select", What::Diff, 340, "blocking calls become a loop; nothing of server00's loop can stay"),
+    exception("server02a-poll", What::Code, 230, "as server02-select"),
+    exception(
+        "server02a-poll",
+        What::Diff,
+        135,
+        "without FD_SETSIZE the limit is a new one: RLIMIT_NOFILE, raised at start",
+    ),
+    exception(
+        "server02b-epoll",
+        What::Code,
+        300,
+        "both triggers in one file, so that the duties of the edge stand beside the level that does without them",
+    ),
+    exception(
+        "server02b-epoll",
+        What::Diff,
+        240,
+        "the interest list moves into the kernel, and the edge brings a ready list",
+    ),
+    exception("server02c-mio", What::Code, 270, "as server02b-epoll with --edge: mio is edge-triggered"),
+    exception("server02c-mio", What::Diff, 185, "every call of the multiplexer has another name, and --edge goes"),
+];
