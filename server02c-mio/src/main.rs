@@ -3,7 +3,7 @@
 //! Run: cargo run -p server02c-mio
 //! Try: cargo run -p client -- -i localhost -p 2000 -c 5 -t 10 -b 1024
 //! Prev: server02b-epoll
-//! Next: none
+//! Next: server03-prefork
 //! Diff base: server02b-epoll
 //! Overload: refuse (beyond --max-conns `ERR busy` and no more)
 

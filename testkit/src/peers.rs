@@ -65,7 +65,7 @@ pub const ROWS: &[Row] = &[
         })
     }),
     ("B09_others_while_one_never_reads", |s| {
-        s.abused(&["--write-timeout", "1500"], |server| {
+        s.abused(&["--write-timeout", "5000"], |server| {
             let mut rude = Peer::connect_small_window(server.addr);
             rude.ask(1);
             rude.send("1048576\n".repeat(10));

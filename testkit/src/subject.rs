@@ -30,7 +30,7 @@ pub fn conformance(bin: &str, manifest_dir: &str) {
 /// [`conformance`] of a variant: these arguments are given at every start.
 pub fn conformance_with(bin: &str, manifest_dir: &str, variant: &[&str]) {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads = arguments.test_threads.or(Some(6));
+    arguments.test_threads = arguments.test_threads.or(Some(4));
     let example = catalogue::example(Path::new(manifest_dir)).unwrap_or_else(|e| panic!("{e:#}"));
     let subject = Arc::new(Subject {
         bin: bin.to_owned(),

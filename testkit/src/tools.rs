@@ -24,21 +24,24 @@ pub struct Injection {
 }
 
 impl Injection {
-    /// Makes system calls of `pid` fail as strace's `-e inject=` says, for example
-    /// `accept4:error=EMFILE:when=1..3`. With `follow`, its threads and children too.
-    pub fn attach(pid: i32, follow: bool, inject: &str) -> Injection {
+    /// Makes system calls of these processes fail as strace's `-e inject=` says, for example
+    /// `accept4:error=EMFILE:when=1..3`. With `follow`, their threads and the children to come too.
+    pub fn attach(pids: &[i32], follow: bool, inject: &str) -> Injection {
         let calls = inject.split(':').next().unwrap();
         let mut command = Command::new("strace");
-        command.args(["-p", &pid.to_string(), "-o", "/dev/null"]);
+        command.args(["-o", "/dev/null"]);
+        command.args(pids.iter().flat_map(|pid| ["-p".to_owned(), pid.to_string()]));
         command.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={inject}")]);
         if follow {
             command.arg("-f");
         }
         let mut strace = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut first = String::new();
         let mut stderr = BufReader::new(strace.stderr.take().unwrap());
-        stderr.read_line(&mut first).unwrap();
-        assert!(first.contains("attached"), "strace: {first}");
+        for _ in pids {
+            let mut line = String::new();
+            stderr.read_line(&mut line).unwrap();
+            assert!(line.contains("attached"), "strace: {line}");
+        }
         // Read on, or strace would meet a closed pipe when it reports the detaching.
         std::thread::spawn(move || stderr.lines().for_each(drop));
         Injection { strace }

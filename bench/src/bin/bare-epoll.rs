@@ -53,24 +53,23 @@ fn main() -> io::Result<()> {
     }
 }
 
+/// One client at a time: level-triggered epoll says so again while others wait.
 fn accept(listener: &Socket, epoll: &Epoll, clients: &mut Vec<Option<Client>>) -> io::Result<()> {
-    loop {
-        let fd = match accept4(listener.as_raw_fd(), SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC) {
-            Err(Errno::EAGAIN) => return Ok(()),
-            Err(Errno::ECONNABORTED | Errno::EINTR) => continue,
-            other => other?,
-        };
-        // SAFETY: accept4 has just made this descriptor, and nobody else has it.
-        let socket = unsafe { Socket::from_raw_fd(fd) };
-        let place = fd as usize;
-        epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, place as u64))?;
-        if clients.len() <= place {
-            clients.resize_with(place + 1, || None);
-        }
-        if let Some(client) = clients.get_mut(place) {
-            *client = Some(Client { socket, line: [0; 32], len: 0, sent: 0, left: 0 });
-        }
+    let fd = match accept4(listener.as_raw_fd(), SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC) {
+        Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => return Ok(()),
+        other => other?,
+    };
+    // SAFETY: accept4 has just made this descriptor, and nobody else has it.
+    let socket = unsafe { Socket::from_raw_fd(fd) };
+    let place = fd as usize;
+    epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, place as u64))?;
+    if clients.len() <= place {
+        clients.resize_with(place + 1, || None);
     }
+    if let Some(client) = clients.get_mut(place) {
+        *client = Some(Client { socket, line: [0; 32], len: 0, sent: 0, left: 0 });
+    }
+    Ok(())
 }
 
 /// Reads what is there, answers it; `Err` ends the client.

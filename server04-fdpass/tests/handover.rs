@@ -1,0 +1,222 @@
+//! What the hand-over promises: a worker that dies, cannot take a descriptor or is lied to costs at most its own client.
+#![allow(clippy::unwrap_used, clippy::print_stderr)] // test code
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::unistd::Pid;
+use testkit::oracle::{self, Baseline};
+use testkit::{End, Peer, Server, eventually, procs};
+
+fn start(workers: usize) -> Server {
+    let server = Server::start(env!("CARGO_BIN_EXE_server04-fdpass"), &["-v", "-n", &workers.to_string()]);
+    eventually("the pool is complete", || (pool(&server).len() == workers).then_some(()));
+    server
+}
+
+fn pool(server: &Server) -> BTreeSet<i32> {
+    server.family().iter().filter(|p| p.pid != server.pid() && p.state != 'Z').map(|p| p.pid).collect()
+}
+
+fn only_worker(server: &Server) -> i32 {
+    eventually("a worker", || pool(server).into_iter().next())
+}
+
+fn tell(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+fn stop(server: &Server, worker: i32) {
+    tell(worker, Signal::SIGSTOP);
+    eventually("it has stopped", || server.family().iter().any(|p| p.pid == worker && p.state == 'T').then_some(()));
+}
+
+/// The client has been accepted: only the parent can hold it while its worker is stopped.
+fn offered(server: &Server, peer: &Peer) {
+    eventually("offered", || procs::holders(server, peer).contains(&server.pid()).then_some(()));
+}
+
+/// No listener, no other worker's channel, no other end of its own, no other client.
+#[test]
+fn a_worker_holds_its_channel_and_its_client_and_no_more() {
+    let server = start(4);
+    let mut peers: Vec<Peer> = (0..4).map(|_| server.connect()).collect();
+    peers.iter_mut().for_each(|peer| peer.ask(10));
+    for worker in pool(&server) {
+        let open = procs::descriptors(worker);
+        assert_eq!(open.len(), 5, "{open:?}");
+        assert_eq!(open.iter().filter(|(fd, target)| **fd > 2 && target.starts_with("socket:")).count(), 2, "{open:?}");
+        assert_eq!(procs::listening_socket(worker), None, "worker {worker} holds the listener");
+    }
+}
+
+/// D14, for a hundred workers: kill -9 with a descriptor on the way. The client is served by the next worker.
+#[test]
+fn a_client_on_its_way_to_a_dead_worker_is_served_by_another() {
+    let server = start(100);
+    let base = Baseline::of(&server);
+    let first = pool(&server);
+    first.iter().for_each(|worker| tell(*worker, Signal::SIGSTOP));
+    eventually("all have stopped", || (server.family().iter().filter(|p| p.state == 'T').count() == 100).then_some(()));
+    let mut clients: Vec<Peer> = (0..100).map(|_| server.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send("3000\n"));
+    // Its end of each channel, and each client: all of them are on their way.
+    let sockets = || procs::descriptors(server.pid()).values().filter(|target| target.starts_with("socket:")).count();
+    eventually("all are offered", || (sockets() == 1 + 100 + 100).then_some(()));
+    assert!(clients.iter().all(Peer::is_waiting));
+    first.iter().for_each(|worker| tell(*worker, Signal::SIGKILL));
+    for mut client in clients {
+        assert!(client.read_exactly(3000) == testkit::pattern(3000));
+    }
+    oracle::finish(server, &base);
+}
+
+/// kill -9 at any moment of the service: one client at most sees it, and nobody hangs.
+#[test]
+fn a_worker_killed_at_any_moment_costs_its_own_client_at_most() {
+    let server = start(4);
+    let base = Baseline::of(&server);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    (0..300).filter(|_| Peer::try_connect(server.addr).unwrap().try_ask(1000).is_err()).count()
+                })
+            })
+            .collect();
+        let mut kills = 0;
+        while clients.iter().any(|client| !client.is_finished()) && kills < 20 {
+            if let Some(worker) = pool(&server).into_iter().next_back() {
+                let _ = kill(Pid::from_raw(worker), Signal::SIGKILL);
+                kills += 1;
+            }
+            std::thread::sleep(Duration::from_millis(5)); // the stimulus: another moment each time
+        }
+        let failed: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        eprintln!("{kills} workers killed under load, {failed} of 1200 clients lost");
+        assert!(failed <= kills, "{failed} clients failed for {kills} workers");
+    });
+    oracle::finish(server, &base);
+}
+
+/// The worker's next descriptor is one too many, as soon as this returns.
+fn starve(worker: i32) -> u64 {
+    let used = procs::descriptors(worker);
+    let lowest_free = (0..).find(|fd| !used.contains_key(fd)).unwrap();
+    procs::limit_descriptors(worker, lowest_free as u64)
+}
+
+/// D15: the worker has no number left. It sees MSG_CTRUNC and says so; the parent, which still has the client, gives it
+/// to another worker.
+#[test]
+fn a_client_that_finds_no_room_in_a_worker_is_served_by_another() {
+    let server = start(2);
+    let base = Baseline::of(&server);
+    let starved = *pool(&server).first().unwrap();
+    let before = starve(starved);
+    let mut pairs = 0;
+    eventually("it has been offered one", || {
+        // Two at once, so that both workers are asked.
+        let mut peers = [server.connect(), server.connect()];
+        for peer in &mut peers {
+            peer.send("3000\n");
+            peer.half_close();
+        }
+        for mut peer in peers {
+            assert!(peer.read_to_end() == (testkit::pattern(3000), End::Eof));
+        }
+        pairs += 1;
+        server.log().contains("MSG_CTRUNC").then_some(())
+    });
+    eprintln!("{pairs} pairs of clients, all of them served");
+    procs::limit_descriptors(starved, before);
+    assert!(pool(&server).contains(&starved), "it lives on");
+    oracle::finish(server, &base);
+}
+
+/// D15 with nobody else to serve: the client waits, at no cost, and is served when there is room again.
+#[test]
+fn a_client_that_finds_no_room_at_all_waits() {
+    let server = start(1);
+    let base = Baseline::of(&server);
+    let worker = only_worker(&server);
+    let before = starve(worker);
+    let mut peer = server.connect();
+    peer.send("3000\n");
+    server.wait_log("MSG_CTRUNC");
+    let cpu = || procs::cpu_ns(worker) + procs::cpu_ns(server.pid());
+    let (start, used) = (Instant::now(), cpu());
+    std::thread::sleep(Duration::from_millis(400)); // the measure: CPU time over this long
+    let share = (cpu() - used) as f64 / start.elapsed().as_nanos() as f64;
+    assert!(share < 0.05, "spins without room: {:.0} % of a CPU", share * 100.0);
+    assert!(peer.is_waiting(), "neither served nor lost");
+    procs::limit_descriptors(worker, before);
+    assert!(peer.read_exactly(3000) == testkit::pattern(3000));
+    drop(peer);
+    assert_eq!(only_worker(&server), worker, "the same worker serves on");
+    oracle::finish(server, &base);
+}
+
+/// D16: messages that are no handover, sent through a copy of the parent's own end of the channel.
+#[test]
+fn a_forged_message_is_no_client_and_leaks_nothing() {
+    let server = start(1);
+    let base = Baseline::of(&server);
+    let worker = only_worker(&server);
+    let channel = parents_end(&server);
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let fds = [null.as_raw_fd(); 5];
+    let forged: [(&[u8], &[RawFd]); 5] =
+        [(b"h", &[]), (b"h", &fds), (b"h", &fds[..2]), (b"x", &fds[..1]), (b"hh", &[])];
+    for (bytes, fds) in forged {
+        let rights = [ControlMessage::ScmRights(fds)];
+        let rights: &[ControlMessage] = if fds.is_empty() { &[] } else { &rights };
+        sendmsg::<()>(channel.as_raw_fd(), &[io::IoSlice::new(bytes)], rights, MsgFlags::empty(), None).unwrap();
+    }
+    drop(channel);
+    // Each was closed and forgotten: the next message is a client again.
+    server.connect().ask(3000);
+    assert!(server.log().contains("a message that is no handover"));
+    assert_eq!(only_worker(&server), worker);
+    oracle::finish(server, &base);
+}
+
+/// A duplicate of the only Unix socket that the parent holds besides its own standard ones.
+fn parents_end(server: &Server) -> OwnedFd {
+    let listener = procs::listening_socket(server.pid()).unwrap().1;
+    let open = procs::descriptors(server.pid());
+    let is_channel = |target: &str| target.starts_with("socket:") && target != format!("socket:{listener}");
+    let number = open.iter().find(|(_, target)| is_channel(target)).map(|(fd, _)| *fd).unwrap();
+    // SAFETY: plain system calls on numbers.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, server.pid(), 0) } as RawFd;
+    // SAFETY: the kernel has just made it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    // SAFETY: as above.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) } as RawFd;
+    assert!(fd >= 0, "pidfd_getfd: {}", io::Error::last_os_error());
+    // SAFETY: as above.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A stop of one worker: what is on its way is still served, and the place is filled again.
+#[test]
+fn one_worker_can_be_told_to_end() {
+    let server = start(1);
+    let base = Baseline::of(&server);
+    let worker = only_worker(&server);
+    stop(&server, worker);
+    let mut peer = server.connect();
+    peer.send("3000\n");
+    offered(&server, &peer);
+    tell(worker, Signal::SIGTERM);
+    tell(worker, Signal::SIGCONT);
+    assert!(peer.read_exactly(3000) == testkit::pattern(3000));
+    drop(peer);
+    eventually("replaced", || (!pool(&server).contains(&worker)).then_some(()));
+    server.connect().ask(3000);
+    oracle::finish(server, &base);
+}
