@@ -3,7 +3,7 @@
 //! Run: cargo run -p server06a-queue
 //! Try: cargo run -p client -- -i localhost -p 2000 -c 5 -t 10 -b 1024
 //! Prev: server06-prethread
-//! Next: none
+//! Next: server07-io-uring
 //! Diff base: server06-prethread
 //! Overload: queue (--queue clients wait for a thread; the next ones are told `ERR busy` by a thread of its own, and closed
 //! without a word where that one has enough to do, so that the acceptor never waits for a client)

@@ -114,4 +114,24 @@ pub const EXCEPTIONS: &[Exception] = &[
         215,
         "the acceptor, the queue and the refusals come, accept leaves the workers",
     ),
+    exception(
+        "server07-io-uring",
+        What::Code,
+        310,
+        "every operation has a submission and a completion, and an end that has to be waited for",
+    ),
+    exception("server07-io-uring", What::Diff, 480, "completion instead of readiness: the loop has another shape"),
+    exception(
+        "server07-io-uring/src/ring.rs",
+        What::Code,
+        105,
+        "set-up with fallbacks, the provided buffers, and the submission queue that may be full",
+    ),
+    exception(
+        "server08-tokio",
+        What::Code,
+        225,
+        "limits, refusals and the stop are the program's own with a runtime too",
+    ),
+    exception("server08-tokio", What::Diff, 380, "another vocabulary for the whole program"),
 ];

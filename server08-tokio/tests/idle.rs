@@ -1,0 +1,42 @@
+//! Ten thousand clients that say nothing cost a little memory, no thread and no CPU time.
+
+use std::time::{Duration, Instant};
+
+use testkit::{Peer, Server, procs};
+
+/// Most user memory for a client.
+const BYTES: u64 = 2048;
+const WANTED: usize = 10_000;
+
+#[test]
+fn ten_thousand_idle_clients() {
+    let me = std::process::id() as i32;
+    // A hard limit that is low makes the crowd smaller. The second call says what the first one achieved.
+    let limit = [20_000, 12_000, 4096].into_iter().find(|n| {
+        procs::limit_descriptors(me, *n);
+        procs::limit_descriptors(me, *n) == *n
+    });
+    let n = WANTED.min(limit.unwrap_or(1024) as usize - 200);
+    let mut server = Server::start(env!("CARGO_BIN_EXE_server08-tokio"), &[]);
+    server.connect().ask(1);
+    let threads = || server.family().iter().map(|proc| proc.threads).sum::<i64>();
+    let (before, base) = (procs::anonymous_bytes(server.pid()), threads());
+    let mut peers: Vec<Peer> = (0..n).map(|_| server.connect()).collect();
+    for peer in peers.iter_mut().rev().take(100) {
+        peer.ask(100);
+    }
+    let each = procs::anonymous_bytes(server.pid()).saturating_sub(before) / n as u64;
+    assert_eq!(threads(), base, "a thread was made for clients");
+
+    let (start, cpu) = (Instant::now(), procs::cpu_ns(server.pid()));
+    std::thread::sleep(Duration::from_secs(1)); // the measure: CPU time over this long
+    let share = (procs::cpu_ns(server.pid()) - cpu) as f64 / start.elapsed().as_nanos() as f64;
+    eprintln!("{n} clients, {each} bytes each, {base} threads, {:.3} % of a CPU", share * 100.0);
+    assert!(each <= BYTES, "{each} bytes for an idle client");
+    assert!(share < 0.01, "{:.1} % of a CPU for {n} idle clients", share * 100.0);
+
+    peers.iter_mut().step_by(97).for_each(|peer| peer.ask(100));
+    drop(peers);
+    server.stop().unwrap();
+    assert!(server.log().lines().all(|line| line.starts_with("CPU ")), "{}", server.log());
+}
