@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::server::eventually;
+
 /// True if `tool` can be run. Otherwise the test `who` is reported as skipped by name, and where
 /// `REQUIRE_ALL_TESTS=1` is set (`cargo verify` sets it) it fails.
 pub fn have(tool: &str, who: &str) -> bool {
@@ -27,6 +29,11 @@ impl Injection {
     /// Makes system calls of these processes fail as strace's `-e inject=` says, for example
     /// `accept4:error=EMFILE:when=1..3`. With `follow`, their threads and the children to come too.
     pub fn attach(pids: &[i32], follow: bool, inject: &str) -> Injection {
+        // Refused for a moment after another strace has let go of the same process.
+        eventually("strace attaches", || Injection::try_attach(pids, follow, inject))
+    }
+
+    fn try_attach(pids: &[i32], follow: bool, inject: &str) -> Option<Injection> {
         let calls = inject.split(':').next().unwrap();
         let mut command = Command::new("strace");
         command.args(["-o", "/dev/null"]);
@@ -42,13 +49,18 @@ impl Injection {
         for _ in pids {
             let mut line = String::new();
             stderr.read_line(&mut line).unwrap();
+            if line.contains("Operation not permitted") {
+                let _ = strace.kill();
+                let _ = strace.wait();
+                return None;
+            }
             assert!(line.contains("attached") || line.contains("No such process"), "strace: {line}");
             attached += usize::from(line.contains("attached"));
         }
         assert!(attached > 0, "strace found nobody to attach to");
         // Read on, or strace would meet a closed pipe when it reports the detaching.
         std::thread::spawn(move || stderr.lines().for_each(drop));
-        Injection { strace }
+        Some(Injection { strace })
     }
 }
 
