@@ -157,23 +157,6 @@ fn ten_thousand_idle_clients() {
     peers.iter_mut().step_by(100).for_each(|peer| peer.ask(10));
 }
 
-/// C10: a call that fails loses nothing: what was queued is handed over by the next one.
-#[test]
-fn a_ring_that_cannot_be_entered_is_entered_again() {
-    if !tools::have("strace", "a_ring_that_cannot_be_entered_is_entered_again") {
-        return;
-    }
-    let server = Server::start(BIN, &[]);
-    let base = oracle::Baseline::of(&server);
-    for errno in ["EINTR", "EAGAIN", "EBUSY"] {
-        let inject = format!("io_uring_enter:error={errno}:when=1+2");
-        let injection = tools::Injection::attach(&[server.pid()], false, &inject);
-        (0..20).for_each(|_| server.connect().ask(40_000));
-        drop(injection);
-    }
-    oracle::finish(server, &base);
-}
-
 /// C10: more clients speak at once than there are buffers, and than the completion queue has places. A ring with deferred
 /// work takes them in small batches; without it thousands of completions come together, most of them -ENOBUFS.
 #[test]
