@@ -78,13 +78,14 @@ impl Rest {
 /// Checks a server that has just been abused. An empty list is health.
 pub fn faults(server: &mut Server, base: &Baseline) -> Vec<String> {
     let mut faults = Vec::new();
-    if let Some(status) = server.exited() {
-        return vec![format!("the server ended: {}, {}", crate::describe(status), server.log())];
-    }
     // At rest first: where places are few, the abused ones must be free before fresh clients can have them.
     match not_at_rest(server, base).and_then(|()| not_serving(server)) {
         Ok(()) => faults.extend(not_at_rest(server, base).err()),
         Err(fault) => faults.push(fault),
+    }
+    // Asked last: a server on its way out is still there for its last client, and for a moment after that.
+    if let Some(status) = server.exited() {
+        return vec![format!("the server ended: {}, {}", crate::describe(status), server.log())];
     }
     faults.extend(server.family().iter().flat_map(|proc| inheritable(proc.pid)));
     faults.extend(busy_when_idle(server).err());
@@ -110,9 +111,12 @@ fn not_serving(server: &Server) -> Result<(), String> {
 }
 
 /// Processes, threads and descriptors are back to what they were, and nobody is a zombie.
-fn not_at_rest(server: &Server, base: &Baseline) -> Result<(), String> {
+fn not_at_rest(server: &mut Server, base: &Baseline) -> Result<(), String> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
+        if server.exited().is_some() {
+            return Err("the server ended".to_owned());
+        }
         let zombies = server.family().iter().filter(|proc| proc.state == 'Z').count();
         let now = Rest::of(server);
         if now == base.rest && zombies == 0 {
