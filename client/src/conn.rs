@@ -128,6 +128,7 @@ impl Client {
         self.requests_left = rules.per_connection.saturating_sub(1);
         self.state = State::Connecting;
         self.at.start = now;
+        self.at.intended = now;
         self.next_request(now);
     }
 
@@ -271,6 +272,7 @@ impl Client {
         if another {
             self.state = State::Sending;
             self.at.start = now;
+            self.at.intended = now;
             self.next_request(now);
             Step::Send
         } else {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use nix::errno::Errno;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Why there was no run at all. One line, made to stand behind `client: `.
@@ -70,7 +70,7 @@ fn reason(error: &io::Error) -> String {
 }
 
 /// When in the life of a connection a [`Failure`] happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Before the connection was established; no request was sent.
@@ -164,7 +164,7 @@ pub enum Failure {
 }
 
 /// What a [`Failure`] is an example of: the rows of the failure table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 #[allow(missing_docs)] // the titles below say it

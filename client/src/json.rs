@@ -1,13 +1,24 @@
-//! A report as JSON. Times are nanoseconds; `null` stands for a percentile that has too few samples.
+//! A report as JSON, written and read. Times are nanoseconds; `null` stands for a percentile that has too few samples.
+//!
+//! Beside its percentiles each histogram is there whole, as `hdr`: HdrHistogram's compressed V2 form in base64, which
+//! every HdrHistogram library reads and which [`read`] takes back without loss.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use hdrhistogram::Histogram;
-use serde::ser::SerializeStruct;
-use serde::{Serialize, Serializer};
+use hdrhistogram::serialization::{Deserializer as HdrDeserializer, Serializer as _, V2DeflateSerializer};
+use serde::de::Error;
+use serde::ser::{Error as _, SerializeStruct};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::report::Report;
-use crate::stats::{Latencies, percentile};
+use crate::limits::Cpu;
+use crate::plan::Plan;
+use crate::report::{Connections, Ended, Honesty, Report, Requests, ServerUse, Slice};
+use crate::stats::{Latencies, Row, percentile};
 
 /// Version of the JSON. A field that changes its meaning or goes away raises it; a new field does not.
 pub const SCHEMA: u32 = 1;
@@ -21,9 +32,17 @@ pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)
 }
 
+/// Reads a report that [`write`] has written.
+///
+/// # Errors
+/// Those of `from`, and text that is no report of this schema.
+pub fn read(from: &mut dyn Read) -> io::Result<Report> {
+    Ok(serde_json::from_reader(from)?)
+}
+
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut json = serializer.serialize_struct("Report", 16)?;
+        let mut json = serializer.serialize_struct("Report", 19)?;
         json.serialize_field("schema", &SCHEMA)?;
         json.serialize_field("good", &self.is_good())?;
         json.serialize_field("plan", &self.plan)?;
@@ -38,25 +57,104 @@ impl Serialize for Report {
         json.serialize_field("bytes_per_second", &self.bytes_per_second())?;
         json.serialize_field("latency", &self.latency)?;
         json.serialize_field("failures", &self.failures)?;
+        json.serialize_field("honesty", &self.honesty)?;
+        json.serialize_field("server", &self.server)?;
         json.serialize_field("client_cpu", &self.cpu)?;
         json.serialize_field("client_peak_memory_bytes", &self.peak_memory)?;
+        json.serialize_field("series", &self.series)?;
         json.end()
     }
+}
+
+/// What [`read`] takes of the document; the rest follows from it.
+#[derive(Deserialize)]
+struct Document {
+    schema: u32,
+    plan: Plan,
+    addr: SocketAddr,
+    ended: Ended,
+    elapsed_ns: u64,
+    requests: Requests,
+    connections: Connections,
+    bytes: u64,
+    latency: Latencies,
+    failures: Vec<Row>,
+    honesty: Honesty,
+    server: Option<ServerUse>,
+    client_cpu: Cpu,
+    client_peak_memory_bytes: Option<u64>,
+    series: Vec<Slice>,
+}
+
+impl<'de> Deserialize<'de> for Report {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut from = Document::deserialize(deserializer)?;
+        if from.schema != SCHEMA {
+            let text = format!("a report of schema {}, this program reads schema {SCHEMA}", from.schema);
+            return Err(D::Error::custom(text));
+        }
+        from.failures.iter_mut().for_each(|row| row.advice = row.kind.advice());
+        Ok(Report {
+            plan: from.plan,
+            addr: from.addr,
+            ended: from.ended,
+            elapsed: Duration::from_nanos(from.elapsed_ns),
+            requests: from.requests,
+            connections: from.connections,
+            bytes: from.bytes,
+            latency: from.latency,
+            failures: from.failures,
+            cpu: from.client_cpu,
+            peak_memory: from.client_peak_memory_bytes,
+            series: from.series,
+            honesty: from.honesty,
+            server: from.server,
+        })
+    }
+}
+
+/// [`Latencies`] as they stand in the document.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    connect_ns: Summary,
+    first_byte_ns: Summary,
+    service_ns: Summary,
+    total_ns: Summary,
+    response_ns: Summary,
+    failed_ns: Summary,
 }
 
 impl Serialize for Latencies {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut json = serializer.serialize_struct("Latencies", 5)?;
-        json.serialize_field("connect_ns", &Summary::of(&self.connect))?;
-        json.serialize_field("first_byte_ns", &Summary::of(&self.first_byte))?;
-        json.serialize_field("service_ns", &Summary::of(&self.service))?;
-        json.serialize_field("total_ns", &Summary::of(&self.total))?;
-        json.serialize_field("failed_ns", &Summary::of(&self.failed))?;
-        json.end()
+        let summary = |histogram| Summary::of(histogram).map_err(S::Error::custom);
+        Written {
+            connect_ns: summary(&self.connect)?,
+            first_byte_ns: summary(&self.first_byte)?,
+            service_ns: summary(&self.service)?,
+            total_ns: summary(&self.total)?,
+            response_ns: summary(&self.response)?,
+            failed_ns: summary(&self.failed)?,
+        }
+        .serialize(serializer)
     }
 }
 
-#[derive(Serialize)]
+impl<'de> Deserialize<'de> for Latencies {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let from = Written::deserialize(deserializer)?;
+        let histogram = |summary: Summary| summary.histogram().map_err(D::Error::custom);
+        Ok(Latencies {
+            connect: histogram(from.connect_ns)?,
+            first_byte: histogram(from.first_byte_ns)?,
+            service: histogram(from.service_ns)?,
+            total: histogram(from.total_ns)?,
+            response: histogram(from.response_ns)?,
+            failed: histogram(from.failed_ns)?,
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
 struct Summary {
     count: u64,
     min: Option<u64>,
@@ -66,12 +164,15 @@ struct Summary {
     p99_9: Option<u64>,
     max: Option<u64>,
     mean: Option<f64>,
+    hdr: String,
 }
 
 impl Summary {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    fn of(histogram: &Histogram<u64>) -> Result<Self, String> {
         let any = !histogram.is_empty();
-        Summary {
+        let mut bytes = Vec::new();
+        V2DeflateSerializer::new().serialize(histogram, &mut bytes).map_err(|error| error.to_string())?;
+        Ok(Summary {
             count: histogram.len(),
             min: any.then(|| histogram.min()),
             p50: percentile(histogram, 500),
@@ -80,6 +181,55 @@ impl Summary {
             p99_9: percentile(histogram, 999),
             max: any.then(|| histogram.max()),
             mean: any.then(|| histogram.mean()),
+            hdr: BASE64.encode(bytes),
+        })
+    }
+
+    fn histogram(self) -> Result<Histogram<u64>, String> {
+        let bytes = BASE64.decode(self.hdr).map_err(|error| format!("hdr: {error}"))?;
+        HdrDeserializer::new().deserialize(&mut bytes.as_slice()).map_err(|error| format!("hdr: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Failure;
+    use crate::stats::{Instants, Tally};
+
+    fn report() -> Report {
+        let mut tally = Tally::new().unwrap();
+        for last in 1..2000 {
+            tally.done(Instants { intended: 0, start: 1, sent: 2, first: 3, last: last * 1000 });
+        }
+        tally.failure(&Failure::ClosedEarly, 5, 4);
+        let addr = "127.0.0.1:2000".parse().unwrap();
+        let mut report = Report::new(&Plan::default(), addr, Ended::Finished, Duration::from_nanos(12_345), tally, 5);
+        report.series.push(Slice { heat: vec![(40, 3)], ..Slice::default() });
+        report.server = Some(ServerUse { pid: 1, ..ServerUse::default() });
+        report
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_without_loss() {
+        let (report, mut first, mut second) = (report(), Vec::new(), Vec::new());
+        write(&report, &mut first).unwrap();
+        let back = read(&mut first.as_slice()).unwrap();
+        assert_eq!(back.latency.service, report.latency.service);
+        write(&back, &mut second).unwrap();
+        assert_eq!(String::from_utf8(first).unwrap(), String::from_utf8(second).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_report_is_one_clear_line() {
+        let mut text = Vec::new();
+        write(&report(), &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let other_schema = text.replacen("\"schema\": 1", "\"schema\": 9", 1);
+        let bad_histogram = text.replacen("\"hdr\": \"", "\"hdr\": \"x", 1);
+        for (bad, words) in [("", "EOF"), ("{}", "schema"), (&other_schema, "schema 9"), (&bad_histogram, "hdr: ")] {
+            let error = read(&mut bad.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(words) && !error.contains('\n'), "{error}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeVal;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::CouldNotRun;
 
@@ -31,7 +31,7 @@ pub fn make_room(clients: u32) -> Result<(), CouldNotRun> {
 }
 
 /// CPU time of this process, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {
     /// In this program.
     pub user_ns: u64,

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::failure::CouldNotRun;
 
 /// A closed-loop run against the byte service. [`Plan::default`] is the book's: 5 clients, 500 connections each,
 /// 3000 bytes, 127.0.0.1:2000.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Host name or address.
     pub host: String,
@@ -23,10 +23,10 @@ pub struct Plan {
     /// Requests on one connection; 0 keeps the connection for the whole run.
     pub per_connection: u32,
     /// From connect() to established.
-    #[serde(rename = "connect_timeout_ms", serialize_with = "as_millis")]
+    #[serde(rename = "connect_timeout_ms", with = "millis")]
     pub connect_timeout: Duration,
     /// From the send of a request to the last byte of its answer, and to the server's close where that is awaited.
-    #[serde(rename = "timeout_ms", serialize_with = "as_millis")]
+    #[serde(rename = "timeout_ms", with = "millis")]
     pub timeout: Duration,
     /// Who closes a connection, and how.
     pub close: Close,
@@ -37,18 +37,18 @@ pub struct Plan {
 }
 
 /// When a client has done its work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Until {
     /// After so many connections; after so many requests where the connection is kept. At least 1.
     Tries(u32),
     /// When the run has lasted so long.
-    #[serde(rename = "duration_ms", serialize_with = "as_millis")]
+    #[serde(rename = "duration_ms", with = "millis")]
     Elapsed(Duration),
 }
 
 /// Who closes a connection, and how.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Close {
     /// The client, in good order; the port then stays in TIME_WAIT on the client's side.
@@ -61,7 +61,7 @@ pub enum Close {
 }
 
 /// How answers are checked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verify {
     /// Every byte is compared with the byte service's pattern.
@@ -159,8 +159,21 @@ fn span(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 
-fn as_millis<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(time.as_secs_f64() * 1e3)
+/// A duration as a number of milliseconds.
+mod millis {
+    use std::time::Duration;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(time.as_secs_f64() * 1e3)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let millis = f64::deserialize(deserializer)?;
+        Duration::try_from_secs_f64(millis / 1e3).map_err(D::Error::custom)
+    }
 }
 
 #[cfg(test)]

@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::Cpu;
 use crate::plan::Plan;
 use crate::stats::{Latencies, Row, Tally};
 
 /// Why a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ended {
     /// All work was done, or failed.
@@ -26,7 +26,7 @@ pub enum Ended {
 }
 
 /// Requests. `sent` is `done` + `failed` + `censored`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requests {
     /// In the plan; `None` where a duration ends the run.
     pub planned: Option<u64>,
@@ -45,7 +45,7 @@ pub struct Requests {
 }
 
 /// Connections. `tried` is `connected` + `failed` + `censored`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
     /// In the plan if none fails; `None` where a duration ends the run.
     pub planned: Option<u64>,
@@ -61,6 +61,108 @@ pub struct Connections {
     pub not_tried: Option<u64>,
     /// Most that were open at once.
     pub peak_open: u64,
+}
+
+/// What happened in one slice of the run's time. Slices have the same length, so that they can be drawn and compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slice {
+    /// Nanoseconds from the start of the run.
+    pub start_ns: u64,
+    /// Length in nanoseconds; the last slice may be shorter.
+    pub length_ns: u64,
+    /// Requests that were to start in this slice: those of the schedule, or in a closed loop those sent.
+    pub offered: u64,
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests answered in full, and right.
+    pub done: u64,
+    /// Requests and connections that failed.
+    pub failed: u64,
+    /// Connections established.
+    pub connected: u64,
+    /// Bytes received.
+    pub bytes: u64,
+    /// Open connections at the end of the slice.
+    pub open: u64,
+    /// Response times of the requests done: how many were in [2^(k/4), 2^((k+1)/4)) nanoseconds, as pairs (k, how
+    /// many), k rising.
+    pub heat: Vec<(u16, u64)>,
+    /// Longest response time, in nanoseconds.
+    pub max_ns: u64,
+}
+
+/// How far the figures of a run can be trusted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Honesty {
+    /// Requests that the schedule asked for; in a closed loop those sent.
+    pub offered: u64,
+    /// Share of them that were not sent, in percent.
+    pub missed_percent: f64,
+    /// How late requests started, 99 % at most and the latest, in nanoseconds. Zero in a closed loop.
+    pub lag_p99_ns: u64,
+    /// The latest start, in nanoseconds.
+    pub lag_max_ns: u64,
+    /// Longest turns of the client's own loop, from one wait for events to the next: 99 % at most, in nanoseconds.
+    pub loop_p99_ns: u64,
+    /// Share of one core that the busiest thread of this client used, in percent.
+    pub client_cpu_percent: f64,
+    /// How evenly requests were done: correlation of their number with the time; 1 is a straight line.
+    pub linearity: Option<f64>,
+    /// Requests done per second in the steady part, with a 95 % interval from batch means; `None` in a short run.
+    pub rate: Option<Interval>,
+    /// Whether the rate keeps its level; `None` in a short run.
+    pub steady: Option<bool>,
+    /// What limited the rate.
+    pub limited_by: Limit,
+    /// Connects that waited for a SYN to be sent again.
+    pub syn_retransmitted: u64,
+}
+
+/// A value and the bounds it has with 95 % confidence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// The estimate.
+    pub value: f64,
+    /// Lower bound.
+    pub low: f64,
+    /// Upper bound.
+    pub high: f64,
+}
+
+/// What limited the rate of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// Not known: too short, or nothing near a limit.
+    #[default]
+    Unknown,
+    /// This client used up its core.
+    Client,
+    /// The server was waited for, and its cores were busy.
+    Server,
+    /// The schedule: everything asked for was done in time.
+    Rate,
+    /// The number of clients: each had one request under way, and neither side was busy.
+    Concurrency,
+}
+
+/// What the server's processes used during the run: the process given or started, and all below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerUse {
+    /// Process id of the first process.
+    pub pid: i32,
+    /// CPU time of the whole tree, those that have ended included.
+    pub cpu: Cpu,
+    /// Context switches because a process waited.
+    pub voluntary_switches: u64,
+    /// Context switches because the kernel gave the CPU to another.
+    pub involuntary_switches: u64,
+    /// Most memory that was resident at once, all processes together, in bytes.
+    pub peak_rss_bytes: u64,
+    /// Most processes at once.
+    pub peak_processes: u64,
+    /// Most threads at once.
+    pub peak_threads: u64,
 }
 
 /// What a run did, in numbers.
@@ -88,6 +190,12 @@ pub struct Report {
     pub cpu: Cpu,
     /// Most memory this process had resident, in bytes.
     pub peak_memory: Option<u64>,
+    /// The run in slices of time.
+    pub series: Vec<Slice>,
+    /// How far the figures can be trusted.
+    pub honesty: Honesty,
+    /// What the server used, where it was watched.
+    pub server: Option<ServerUse>,
 }
 
 impl Report {
@@ -125,6 +233,9 @@ impl Report {
             failures: tally.rows,
             cpu: Cpu::default(),
             peak_memory: None,
+            series: Vec::new(),
+            honesty: Honesty::default(),
+            server: None,
         }
     }
 

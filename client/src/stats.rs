@@ -1,7 +1,7 @@
 //! Counts and histograms of a run.
 
 use hdrhistogram::{CreationError, Histogram};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Kind, Phase};
 
@@ -21,6 +21,8 @@ pub struct Latencies {
     pub service: Histogram<u64>,
     /// To the last byte from the connect() call, or from the send for later requests of a kept connection.
     pub total: Histogram<u64>,
+    /// From the intended start to the last byte. In a closed loop a request is intended when it starts.
+    pub response: Histogram<u64>,
     /// How old connections and requests were when they failed.
     pub failed: Histogram<u64>,
 }
@@ -33,6 +35,7 @@ impl Latencies {
             first_byte: histogram()?,
             service: histogram()?,
             total: histogram()?,
+            response: histogram()?,
             failed: histogram()?,
         })
     }
@@ -41,6 +44,8 @@ impl Latencies {
 /// The instants of one request, in nanoseconds since the run began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Instants {
+    /// When the request was to start by the plan; the same as `start` in a closed loop.
+    pub intended: u64,
     /// connect() call, or the send for later requests of a kept connection.
     pub start: u64,
     /// Send.
@@ -52,7 +57,7 @@ pub struct Instants {
 }
 
 /// One row of the failure table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// When in the life of a connection.
     pub phase: Phase,
@@ -68,7 +73,8 @@ pub struct Row {
     pub oldest_ns: u64,
     /// The first occurrence in detail.
     pub example: String,
-    /// What to do about it.
+    /// What to do about it; read from a file it is what this program says of the kind.
+    #[serde(skip_deserializing)]
     pub advice: &'static str,
 }
 
@@ -143,6 +149,7 @@ impl Tally {
         self.latency.first_byte.saturating_record(at.first.saturating_sub(at.sent));
         self.latency.service.saturating_record(at.last.saturating_sub(at.sent));
         self.latency.total.saturating_record(at.last.saturating_sub(at.start));
+        self.latency.response.saturating_record(at.last.saturating_sub(at.intended));
     }
 
     /// A connection or a request of age `age` failed at `now`, both in nanoseconds.

@@ -214,7 +214,13 @@ mod tests {
             tally.tried += 1;
             tally.sent += 1;
             tally.established(20_000 + n);
-            tally.done(Instants { start: 0, sent: 21_000, first: 100_000 + 100 * n, last: 120_000 + 100 * n });
+            tally.done(Instants {
+                intended: 0,
+                start: 0,
+                sent: 21_000,
+                first: 100_000 + 100 * n,
+                last: 120_000 + 100 * n,
+            });
         }
         for n in 0..failed {
             tally.tried += 1;
