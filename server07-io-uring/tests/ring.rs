@@ -1,6 +1,7 @@
 //! What this example promises beyond the suite: an honest end without io_uring, and what a completion queue saves.
 
 use std::io::{BufRead, BufReader};
+use std::net::Shutdown;
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::thread;
@@ -92,6 +93,16 @@ fn out_of_descriptors_it_pauses_and_comes_back() {
     early.iter_mut().for_each(|peer| peer.ask(10));
 }
 
+/// strace cannot reach an accept inside the ring. Somebody who shuts the listener down can: EINVAL, now and ever after.
+#[test]
+fn an_accept_that_can_never_work_again_ends_it_in_one_line() {
+    let mut server = Server::start(BIN, &[]);
+    procs::borrow_listener(server.pid()).shutdown(Shutdown::Both).unwrap();
+    let status = server.wait();
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(server.log().lines().last(), Some("Error: accept: Invalid argument (os error 22)"), "{}", server.log());
+}
+
 /// A request costs two requests to the ring and a fraction of a system call.
 #[test]
 fn hundred_clients_share_their_system_calls() {
@@ -155,6 +166,23 @@ fn ten_thousand_idle_clients() {
     assert!(each <= 2048, "{each} bytes for an idle client");
     assert!(share < 0.02, "{:.1} % of a CPU for nothing", share * 100.0);
     peers.iter_mut().step_by(100).for_each(|peer| peer.ask(10));
+}
+
+/// C10: a call that fails loses nothing: what was queued is handed over by the next one.
+#[test]
+fn a_ring_that_cannot_be_entered_is_entered_again() {
+    if !tools::have("strace", "a_ring_that_cannot_be_entered_is_entered_again") {
+        return;
+    }
+    let server = Server::start(BIN, &[]);
+    let base = oracle::Baseline::of(&server);
+    for errno in ["EINTR", "EAGAIN", "EBUSY"] {
+        let inject = format!("io_uring_enter:error={errno}:when=1+2");
+        let injection = tools::Injection::attach(&[server.pid()], false, &inject);
+        (0..20).for_each(|_| server.connect().ask(40_000));
+        drop(injection);
+    }
+    oracle::finish(server, &base);
 }
 
 /// C10: more clients speak at once than there are buffers, and than the completion queue has places. A ring with deferred

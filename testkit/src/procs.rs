@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid};
 use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::{FDTarget, Process, all_processes};
+use socket2::Socket;
 
 use crate::peer::Peer;
 use crate::server::{MARKER, Server};
@@ -109,6 +111,12 @@ pub fn is_cloexec(pid: i32, fd: i32) -> Option<bool> {
     Some(u64::from_str_radix(flags.trim(), 8).ok()? & 0o2_000_000 != 0)
 }
 
+/// The states of its threads as in proc_pid_stat(5); none if it is gone.
+pub fn thread_states(pid: i32) -> Vec<char> {
+    let Ok(tasks) = Process::new(pid).and_then(|process| process.tasks()) else { return Vec::new() };
+    tasks.flatten().filter_map(|task| Some(task.stat().ok()?.state)).collect()
+}
+
 /// CPU time the process has used, all threads, in nanoseconds.
 pub fn cpu_ns(pid: i32) -> u64 {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
@@ -157,6 +165,23 @@ pub fn listening_socket(pid: i32) -> Option<(u16, u64)> {
     let listening =
         |entry: &TcpNetEntry| entry.state == TcpState::Listen && mine.contains(&format!("socket:{}", entry.inode));
     tcp_sockets().into_iter().find(listening).map(|entry| (entry.local_address.port(), entry.inode))
+}
+
+/// A second descriptor for the socket that `pid` listens with (pidfd_getfd(2)): what is done to it meets the server.
+pub fn borrow_listener(pid: i32) -> Socket {
+    let (_, inode) = listening_socket(pid).unwrap();
+    let name = format!("socket:{inode}");
+    let fd = descriptors(pid).into_iter().find(|(_, target)| *target == name).map(|(fd, _)| fd).unwrap();
+    // SAFETY: makes a descriptor.
+    let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    assert!(process >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just made it, and nobody else has it.
+    let process = unsafe { OwnedFd::from_raw_fd(process as i32) };
+    // SAFETY: makes a descriptor.
+    let listener = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
+    assert!(listener >= 0, "pidfd_getfd: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just made it, and nobody else has it.
+    unsafe { Socket::from_raw_fd(listener as i32) }
 }
 
 /// True while a socket with this inode number listens.

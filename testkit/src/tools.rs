@@ -2,11 +2,19 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::procs;
 use crate::server::eventually;
+
+/// Between two looks at a process that is to be asleep.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// A process that never sleeps is let go of all the same.
+const LET_GO: Duration = Duration::from_secs(2);
 
 /// True if `tool` can be run. Otherwise the test `who` is reported as skipped by name, and where
 /// `REQUIRE_ALL_TESTS=1` is set (`cargo verify` sets it) it fails.
@@ -23,6 +31,7 @@ pub fn have(tool: &str, who: &str) -> bool {
 /// strace attached to a living process; dropping it detaches, so that the recovery can be watched too.
 pub struct Injection {
     strace: Child,
+    pids: Vec<i32>,
 }
 
 impl Injection {
@@ -59,13 +68,30 @@ impl Injection {
         }
         assert!(attached > 0, "strace found nobody to attach to");
         // Read on, or strace would meet a closed pipe when it reports the detaching.
-        std::thread::spawn(move || stderr.lines().for_each(drop));
-        Some(Injection { strace })
+        thread::spawn(move || stderr.lines().for_each(drop));
+        Some(Injection { strace, pids: pids.to_vec() })
+    }
+}
+
+impl Injection {
+    /// Whether nobody runs, or is stopped by strace at the entry or the exit of a call.
+    fn sleeps(&self) -> bool {
+        self.pids.iter().flat_map(|pid| procs::thread_states(*pid)).all(|state| !matches!(state, 'R' | 't'))
     }
 }
 
 impl Drop for Injection {
     fn drop(&mut self) {
+        // strace makes a call fail by giving it a number that no call has, and writes the wanted error over the kernel's
+        // ENOSYS when it returns. Let go in between, the process would see ENOSYS: so not before all of them sleep.
+        let deadline = Instant::now() + LET_GO;
+        while !(self.sleeps() && {
+            thread::sleep(LOOK_AGAIN);
+            self.sleeps()
+        }) && Instant::now() < deadline
+        {
+            thread::sleep(LOOK_AGAIN);
+        }
         let _ = kill(Pid::from_raw(self.strace.id() as i32), Signal::SIGTERM);
         let _ = self.strace.wait();
     }
