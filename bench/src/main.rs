@@ -17,9 +17,8 @@ use clap::Parser;
 /// Prints what each design costs: rates, server CPU per request, system calls, idle memory
 #[derive(Parser)]
 struct Args {
-    /// Only designs whose name contains this, and the bare loop and server00 beside them
-    #[arg(default_value = "")]
-    only: String,
+    /// Only designs whose name contains one of these words, and the bare loop and server00 beside them
+    only: Vec<String>,
     /// Clients at once
     #[arg(short, long, value_delimiter = ',', default_value = "1,10,100,1000")]
     clients: Vec<u32>,
@@ -50,7 +49,8 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let mut subjects = subject::all(root)?;
-    subjects.retain(|s| s.name == BARE || s.name == "server00-iterative" || s.name.contains(&args.only));
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|word| name.contains(word));
+    subjects.retain(|s| s.name == BARE || s.name == "server00-iterative" || wanted(&s.name));
     say(
         "Server pinned to one CPU, client to another; answers of 100 bytes. us = CPU time of the server's whole family",
     );
