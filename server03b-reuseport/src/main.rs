@@ -129,6 +129,7 @@ fn main() -> Result<(), Failed> {
     }
 
     let gives_up = STOPS.load(SeqCst) == 0;
+    listeners.clear(); // close: those whose worker could not be forked
     end_children(&mut pool, &args);
     board::print(places);
     args.log.cpu_time();
