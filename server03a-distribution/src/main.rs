@@ -3,7 +3,7 @@
 //! Run: cargo run -p server03a-distribution -- --wait epoll
 //! Try: cargo run -p client -- -i localhost -p 2000 -c 5 -t 10 -b 1024
 //! Prev: server03-prefork
-//! Next: server04-fdpass
+//! Next: server03b-reuseport
 //! Diff base: server03-prefork
 //! Overload: queue (in the listener's backlog, until a worker is done with its client)
 

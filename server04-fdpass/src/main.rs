@@ -2,7 +2,7 @@
 //!
 //! Run: cargo run -p server04-fdpass -- -v
 //! Try: cargo run -p client -- -i localhost -p 2000 -c 5 -t 10 -b 1024
-//! Prev: server03a-distribution
+//! Prev: server03b-reuseport
 //! Next: server05-threads
 //! Diff base: server03-prefork
 //! Overload: queue (in the listener's backlog: the parent accepts only when a worker is free)

@@ -184,6 +184,12 @@ pub fn borrow_listener(pid: i32) -> Socket {
     unsafe { Socket::from_raw_fd(listener as i32) }
 }
 
+/// The listening socket of the server's first process, or else of the first of its family that has one: where every
+/// worker listens on a socket of its own, their parent has none.
+pub(crate) fn listening_socket_of(server: &Server) -> Option<(u16, u64)> {
+    listening_socket(server.pid()).or_else(|| server.family().iter().find_map(|process| listening_socket(process.pid)))
+}
+
 /// True while a socket with this inode number listens.
 pub fn listens(inode: u64) -> bool {
     tcp_sockets().iter().any(|entry| entry.state == TcpState::Listen && entry.inode == inode)

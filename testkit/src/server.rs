@@ -70,8 +70,7 @@ impl Server {
         thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
         let line = ready.recv_timeout(PATIENCE);
         let addr = line.as_ref().ok().and_then(|line| line.strip_prefix("listening on ")?.parse().ok());
-        let listener = procs::listening_socket(child.id() as i32).map(|(_, inode)| inode);
-        let mut server = Server { child, marker, log, listener, addr: (Ipv4Addr::LOCALHOST, 0).into() };
+        let mut server = Server { child, marker, log, listener: None, addr: (Ipv4Addr::LOCALHOST, 0).into() };
         match addr {
             Some(addr) => server.addr = addr,
             None => {
@@ -80,6 +79,7 @@ impl Server {
                 return Err(format!("no ready line, but {line:?}: {}", server.log().trim()));
             }
         }
+        server.listener = procs::listening_socket_of(&server).map(|(_, inode)| inode);
         Ok(server)
     }
 
@@ -88,12 +88,11 @@ impl Server {
         procs::prepare_harness();
         let marker = new_marker();
         let child = command.env(MARKER, &marker).stdin(Stdio::null()).spawn().unwrap();
-        let pid = child.id() as i32;
         let mut server =
             Server { child, marker, log: Arc::default(), listener: None, addr: (Ipv4Addr::LOCALHOST, 0).into() };
         let (port, listener) = eventually("it listens", || {
             assert!(server.exited().is_none(), "{command:?} has ended");
-            procs::listening_socket(pid)
+            procs::listening_socket_of(&server)
         });
         server.addr.set_port(port);
         server.listener = Some(listener);

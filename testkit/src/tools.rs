@@ -22,10 +22,33 @@ pub fn have(tool: &str, who: &str) -> bool {
     let found =
         std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()));
     if !found {
-        assert!(std::env::var("REQUIRE_ALL_TESTS").as_deref() != Ok("1"), "{who} needs {tool}, which is not installed");
-        eprintln!("SKIPPED: {who}: {tool} is not installed");
+        skip(who, &format!("{tool} is not installed"));
     }
     found
+}
+
+fn skip(who: &str, why: &str) {
+    assert!(std::env::var("REQUIRE_ALL_TESTS").as_deref() != Ok("1"), "{who} cannot run: {why}");
+    eprintln!("SKIPPED: {who}: {why}");
+}
+
+/// A command that runs what is appended to it in a user and a network namespace of its own, with loopback up: settings
+/// of the kernel's network can be changed there. Where that is not permitted, `who` is reported as by [`have`].
+pub fn own_network(who: &str) -> Option<Command> {
+    if !have("unshare", who) || !have("ip", who) {
+        return None;
+    }
+    let within = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["-Urn", "sh", "-c", script, "sh"]).stdin(Stdio::null());
+        command
+    };
+    let tried = within("ip link set lo up").output().unwrap();
+    if !tried.status.success() {
+        skip(who, &format!("no network of its own: {}", String::from_utf8_lossy(&tried.stderr).trim()));
+        return None;
+    }
+    Some(within("ip link set lo up && exec \"$@\""))
 }
 
 /// strace attached to a living process; dropping it detaches, so that the recovery can be watched too.

@@ -78,6 +78,24 @@ pub const EXCEPTIONS: &[Exception] = &[
         "the shared mapping, its table with bars, and its JSON",
     ),
     exception(
+        "server03b-reuseport",
+        What::Code,
+        215,
+        "as server03-prefork, with the port that has to be locked and the limit of descriptors",
+    ),
+    exception(
+        "server03b-reuseport",
+        What::Diff,
+        210,
+        "accept and its loop leave for event_loop.rs, and a port with as many listeners as workers comes",
+    ),
+    exception(
+        "server03b-reuseport/src/event_loop.rs",
+        What::Code,
+        260,
+        "server02b-epoll's loop without its edge: a pool and a loop are two ideas, and two files",
+    ),
+    exception(
         "server04-fdpass",
         What::Code,
         335,
