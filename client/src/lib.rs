@@ -24,11 +24,13 @@ pub mod json;
 pub mod limits;
 pub mod plan;
 mod ramp;
+pub mod random;
 pub mod report;
+pub mod schedule;
 pub mod stats;
 pub mod text;
 
 pub use engine::{Observer, Progress, run};
 pub use failure::{CouldNotRun, Failure, Kind, Phase};
-pub use plan::{Close, Plan, Until, Verify};
+pub use plan::{Arrivals, Close, Plan, Rate, Think, Until, Verify, Warmup};
 pub use report::{Ended, Report};

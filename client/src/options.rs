@@ -148,6 +148,7 @@ impl Cli {
                 Check::None => Verify::None,
             },
             connect_burst: self.connect_burst,
+            ..Plan::default()
         };
         if let Some([host, port_text, children, tries, bytes]) = self.book.as_deref() {
             plan.host.clone_from(host);
