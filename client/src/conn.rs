@@ -17,6 +17,8 @@ pub enum Step {
     Wait,
     /// Send the next request.
     Send,
+    /// Keep the connection until the next request is due: [`Client::next`].
+    Pause,
     /// Close: the connection has served its purpose, or failed.
     Close,
 }
@@ -28,9 +30,12 @@ pub struct Rules {
     verify: Verify,
     per_connection: u32,
     endless: bool,
+    /// Requests have a time of their own, by a schedule or after a pause.
+    paced: bool,
     server_closes: bool,
     connect_timeout: Duration,
     timeout: Duration,
+    deadline: Option<Duration>,
 }
 
 impl From<&Plan> for Rules {
@@ -39,10 +44,13 @@ impl From<&Plan> for Rules {
             want: plan.bytes,
             verify: plan.verify,
             per_connection: plan.per_connection,
-            endless: matches!(plan.until, Until::Elapsed(_)),
+            // With a rate it is the schedule that ends.
+            endless: matches!(plan.until, Until::Elapsed(_)) || plan.rate.is_some(),
+            paced: plan.rate.is_some() || plan.think.is_some(),
             server_closes: plan.close == Close::Server,
             connect_timeout: plan.connect_timeout,
             timeout: plan.timeout,
+            deadline: plan.deadline,
         }
     }
 }
@@ -51,6 +59,11 @@ impl From<&Plan> for Rules {
 enum State {
     #[default]
     Idle,
+    /// Connecting, and there is no request yet.
+    Opening,
+    /// Established, and the next request is not due.
+    Ready,
+    /// Connecting, and the first request is to be sent.
     Connecting,
     /// The kernel has not taken the whole request yet.
     Sending,
@@ -92,7 +105,17 @@ impl Client {
 
     /// Whether its connection is not established yet.
     pub fn is_connecting(&self) -> bool {
-        self.state == State::Connecting
+        matches!(self.state, State::Connecting | State::Opening)
+    }
+
+    /// Whether its connection is not established yet, and there is no request to send on it.
+    pub fn is_opening(&self) -> bool {
+        self.state == State::Opening
+    }
+
+    /// Whether its connection is there for the next request.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready
     }
 
     /// Whether the request, or a part of it, is still to be sent.
@@ -102,7 +125,7 @@ impl Client {
 
     /// Whether its present connection is still without any byte of an answer. False when idle.
     pub fn is_unanswered(&self) -> bool {
-        self.is_sending() || (self.state == State::Waiting && !self.answer.begun())
+        self.is_sending() || self.is_opening() || (self.state == State::Waiting && !self.answer.begun())
     }
 
     /// Whether a send has failed on its connection.
@@ -120,16 +143,55 @@ impl Client {
         usize::from(self.taken)
     }
 
-    /// connect() is about to be called.
-    pub fn begin(&mut self, now: u64, rules: &Rules) {
+    /// When its connection, or its request on a kept connection, began.
+    pub fn began(&self) -> u64 {
+        self.at.start
+    }
+
+    /// When its request was to start.
+    pub fn intended(&self) -> u64 {
+        self.at.intended
+    }
+
+    /// connect() is about to be called, for a request that was to start at `intended`.
+    pub fn begin(&mut self, now: u64, intended: u64, rules: &Rules) {
         if !rules.endless {
             self.tries_left = self.tries_left.saturating_sub(1);
         }
         self.requests_left = rules.per_connection.saturating_sub(1);
         self.state = State::Connecting;
         self.at.start = now;
-        self.at.intended = now;
+        self.at.intended = intended;
         self.next_request(now);
+    }
+
+    /// connect() is about to be called, for a connection that waits for its first request.
+    pub fn begin_bare(&mut self, now: u64, rules: &Rules) {
+        self.begin(now, now, rules);
+        self.requests_left = rules.per_connection;
+        self.state = State::Opening;
+    }
+
+    /// The connection that waits for its first request is established.
+    pub fn opened(&mut self, now: u64, tally: &mut Tally) {
+        tally.established(now.saturating_sub(self.at.start));
+        self.state = State::Ready;
+    }
+
+    /// The next request on a connection that is ready, which was to start at `intended`.
+    pub fn next(&mut self, now: u64, intended: u64) {
+        self.state = State::Sending;
+        self.at.start = now;
+        self.at.intended = intended;
+        self.next_request(now);
+    }
+
+    /// The server has closed the connection while no request was under way: that is no failure.
+    pub fn closed_idle(&mut self, rules: &Rules) {
+        self.state = State::Idle;
+        if rules.per_connection == 0 && !rules.endless {
+            self.tries_left += 1;
+        }
     }
 
     /// The connection came to nothing and shall not count: as before [`begin`](Self::begin).
@@ -168,7 +230,7 @@ impl Client {
     pub fn received(&mut self, bytes: &[u8], now: u64, rules: &Rules, tally: &mut Tally) -> Step {
         tally.bytes += bytes.len() as u64;
         match self.state {
-            State::Idle => return Step::Close,
+            State::Idle | State::Opening | State::Ready => return Step::Close,
             State::AwaitingClose if rules.verify == Verify::None => return Step::Wait,
             State::AwaitingClose => {
                 let failure = Failure::TooManyBytes { extra: bytes.len() as u64, want: rules.want };
@@ -190,7 +252,7 @@ impl Client {
     pub fn eof(&mut self, now: u64, rules: &Rules, tally: &mut Tally) -> Step {
         match self.state {
             State::AwaitingClose => {
-                tally.done(self.at);
+                self.done(rules, tally);
                 self.state = State::Idle;
                 Step::Close
             }
@@ -212,15 +274,21 @@ impl Client {
     /// Why this client has waited too long, if it has.
     pub fn overdue(&self, now: u64, rules: &Rules) -> Option<Failure> {
         let (since, bound) = match self.state {
-            State::Idle => return None,
-            State::Connecting => (self.at.start, rules.connect_timeout),
+            State::Idle | State::Ready => return None,
+            State::Connecting | State::Opening => (self.at.start, rules.connect_timeout),
             _ => (self.at.sent, rules.timeout),
         };
+        if let Some(deadline) = rules.deadline.filter(|deadline| self.is_late(now, *deadline)) {
+            return Some(match self.state {
+                State::Connecting | State::Opening => Failure::ConnectTimedOut(deadline.as_millis()),
+                _ => Failure::DeadlineMissed(deadline.as_millis()),
+            });
+        }
         if u128::from(now.saturating_sub(since)) < bound.as_nanos() {
             return None;
         }
         Some(match self.state {
-            State::Connecting => Failure::ConnectTimedOut(bound.as_millis()),
+            State::Connecting | State::Opening => Failure::ConnectTimedOut(bound.as_millis()),
             State::AwaitingClose => Failure::NotClosed(bound.as_millis()),
             _ => self.answer.late(bound.as_millis(), rules.want),
         })
@@ -228,8 +296,9 @@ impl Client {
 
     /// The connection, or the request under way, has failed.
     pub fn fail(&mut self, failure: &Failure, now: u64, tally: &mut Tally) -> Step {
-        let since = match self.state {
-            State::Connecting => self.at.start,
+        let since = match (failure, self.state) {
+            (Failure::DeadlineMissed(_), _) => self.at.intended,
+            (_, State::Connecting | State::Opening) => self.at.start,
             _ => self.at.sent,
         };
         if self.state == State::Sending && self.taken == 0 {
@@ -243,8 +312,8 @@ impl Client {
     /// The run is over, whatever is under way.
     pub fn censor(&mut self, now: u64, tally: &mut Tally) {
         match self.state {
-            State::Idle => {}
-            State::Connecting => tally.connects_censored += 1,
+            State::Idle | State::Ready => {}
+            State::Connecting | State::Opening => tally.connects_censored += 1,
             State::Sending if self.taken == 0 => {}
             _ => {
                 tally.censored += 1;
@@ -268,17 +337,32 @@ impl Client {
             self.state = State::AwaitingClose;
             return Step::Wait;
         }
-        tally.done(self.at);
-        if another {
-            self.state = State::Sending;
-            self.at.start = now;
-            self.at.intended = now;
-            self.next_request(now);
+        self.done(rules, tally);
+        if another && rules.paced {
+            self.state = State::Ready;
+            Step::Pause
+        } else if another {
+            self.next(now, now);
             Step::Send
         } else {
             self.state = State::Idle;
             Step::Close
         }
+    }
+
+    /// The answer is whole and right, and in time unless the deadline was before it.
+    fn done(&self, rules: &Rules, tally: &mut Tally) {
+        match rules.deadline.filter(|deadline| self.is_late(self.at.last, *deadline)) {
+            None => tally.done(self.at),
+            Some(deadline) => {
+                let age = self.at.last.saturating_sub(self.at.intended);
+                tally.failure(&Failure::DeadlineMissed(deadline.as_millis()), self.at.last, age);
+            }
+        }
+    }
+
+    fn is_late(&self, now: u64, deadline: Duration) -> bool {
+        u128::from(now.saturating_sub(self.at.intended)) > deadline.as_nanos()
     }
 
     /// Whether this connection has another request to carry; takes it off what is left.
@@ -320,7 +404,7 @@ mod tests {
         let (mut client, rules, mut tally) = client(&plan());
         for start in [100, 1000] {
             assert!(client.has_work());
-            client.begin(start, &rules);
+            client.begin(start, start, &rules);
             assert!(client.is_connecting() && client.is_unanswered());
             assert!(client.took(2, 2, start + 10, &mut tally));
             assert_eq!(client.received(b"abc", start + 30, &rules, &mut tally), Step::Wait);
@@ -340,7 +424,7 @@ mod tests {
     #[test]
     fn a_kept_connection_starts_later_requests_at_the_send() {
         let (mut client, rules, mut tally) = client(&Plan { per_connection: 0, ..plan() });
-        client.begin(0, &rules);
+        client.begin(0, 0, &rules);
         client.took(2, 2, 10, &mut tally);
         assert_eq!(client.received(b"abcde", 30, &rules, &mut tally), Step::Send);
         assert!(!client.has_work());
@@ -353,24 +437,24 @@ mod tests {
     #[test]
     fn a_failed_kept_connection_is_made_again_for_the_rest() {
         let (mut client, rules, mut tally) = client(&Plan { per_connection: 0, until: Until::Tries(3), ..plan() });
-        client.begin(0, &rules);
+        client.begin(0, 0, &rules);
         client.took(2, 2, 10, &mut tally);
         assert_eq!(client.received(b"abcde", 30, &rules, &mut tally), Step::Send);
         client.took(2, 2, 31, &mut tally);
         assert_eq!(client.eof(32, &rules, &mut tally), Step::Close);
         assert_eq!(tally.rows[0].kind, Kind::ClosedEarly);
         assert!(client.has_work());
-        client.begin(40, &rules);
+        client.begin(40, 40, &rules);
         assert!(!client.has_work());
     }
 
     #[test]
     fn what_the_server_said_before_a_failed_send_is_read_first() {
         let (mut client, rules, mut tally) = client(&plan());
-        client.begin(0, &rules);
+        client.begin(0, 0, &rules);
         client.send_failed(libc::EPIPE, 10, &mut tally);
         assert_eq!(client.received(b"ERR busy\n", 12, &rules, &mut tally), Step::Close);
-        client.begin(20, &rules);
+        client.begin(20, 20, &rules);
         client.send_failed(libc::EPIPE, 30, &mut tally);
         assert_eq!(client.eof(31, &rules, &mut tally), Step::Close);
         let kinds: Vec<_> = tally.rows.iter().map(|row| row.kind).collect();
@@ -382,7 +466,7 @@ mod tests {
     fn the_servers_close_is_part_of_the_request_where_it_is_awaited() {
         let (mut client, rules, mut tally) = client(&Plan { close: Close::Server, until: Until::Tries(9), ..plan() });
         let mut open = |now: u64, tally: &mut Tally| {
-            client.begin(now, &rules);
+            client.begin(now, now, &rules);
             client.took(2, 2, now + 1, tally);
             assert_eq!(client.received(b"abcde", now + 2, &rules, tally), Step::Wait);
             std::mem::take(&mut client)
@@ -405,7 +489,7 @@ mod tests {
         const S: u64 = 1_000_000_000;
         let (mut client, rules, mut tally) = client(&plan());
         assert_eq!(client.overdue(u64::MAX, &rules), None);
-        client.begin(0, &rules);
+        client.begin(0, 0, &rules);
         assert_eq!(client.overdue(5 * S - 1, &rules), None);
         assert_eq!(client.overdue(5 * S, &rules), Some(Failure::ConnectTimedOut(5000)));
         client.took(2, 2, S, &mut tally);
@@ -454,7 +538,7 @@ mod tests {
                 now += 1;
                 if client.is_idle() {
                     if !client.has_work() { break; }
-                    client.begin(now, &rules);
+                    client.begin(now, now, &rules);
                     tally.tried += 1;
                 }
                 match event {

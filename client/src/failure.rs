@@ -158,6 +158,9 @@ pub enum Failure {
     /// The answer was complete; the close that `--close server` waits for did not come.
     #[error("still open {0} ms after the request")]
     NotClosed(u128),
+    /// Not complete so long after the request was to start.
+    #[error("not answered {0} ms after it was due")]
+    DeadlineMissed(u128),
     /// Any other error of send or recv.
     #[error("{}", Errno::from_raw(*.0).desc())]
     Other(i32),
@@ -187,6 +190,7 @@ pub enum Kind {
     TimedOut,
     Stalled,
     NotClosed,
+    DeadlineMissed,
     RequestOther,
 }
 
@@ -206,6 +210,7 @@ impl Failure {
             Failure::TimedOut(_) => Kind::TimedOut,
             Failure::Stalled { .. } => Kind::Stalled,
             Failure::NotClosed(_) => Kind::NotClosed,
+            Failure::DeadlineMissed(_) => Kind::DeadlineMissed,
             Failure::Other(_) => Kind::RequestOther,
         }
     }
@@ -261,6 +266,7 @@ impl Kind {
             Kind::TimedOut => "timed out, no byte",
             Kind::Stalled => "stalled in mid-answer",
             Kind::NotClosed => "server did not close",
+            Kind::DeadlineMissed => "deadline missed",
             Kind::RequestOther => "send or receive failed",
         }
     }
@@ -286,6 +292,7 @@ impl Kind {
             Kind::TimedOut => "server stuck or too slow: fewer clients (-c) or more --timeout",
             Kind::Stalled => "server stuck, or --timeout too short for so many bytes (-b)",
             Kind::NotClosed => "this server keeps connections open: use --close fin",
+            Kind::DeadlineMissed => "too slow for this --rate: a lower rate or more --deadline",
             Kind::RequestOther => "send(2) and recv(2) explain these words of the kernel",
         }
     }
@@ -320,6 +327,7 @@ mod tests {
             Failure::TimedOut(ms),
             Failure::Stalled { got, want, ms },
             Failure::NotClosed(ms),
+            Failure::DeadlineMissed(ms),
             Failure::Other(libc::EIO),
         ]);
         all

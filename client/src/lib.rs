@@ -27,6 +27,7 @@ mod ramp;
 pub mod random;
 pub mod report;
 pub mod schedule;
+pub mod series;
 pub mod stats;
 pub mod text;
 

@@ -48,10 +48,24 @@ impl Cpu {
 
     /// Used since `start`.
     pub fn since(start: Cpu) -> Self {
-        let now = Cpu::now();
+        Cpu::now().less(start)
+    }
+
+    /// Used by the calling thread so far.
+    pub fn of_thread() -> Self {
+        let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else { return Cpu::default() };
+        Cpu { user_ns: nanos(usage.user_time()), system_ns: nanos(usage.system_time()) }
+    }
+
+    /// Used by the calling thread since `start`.
+    pub fn of_thread_since(start: Cpu) -> Self {
+        Cpu::of_thread().less(start)
+    }
+
+    fn less(self, start: Cpu) -> Self {
         Cpu {
-            user_ns: now.user_ns.saturating_sub(start.user_ns),
-            system_ns: now.system_ns.saturating_sub(start.system_ns),
+            user_ns: self.user_ns.saturating_sub(start.user_ns),
+            system_ns: self.system_ns.saturating_sub(start.system_ns),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The command line.
 
+mod parse;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,7 +9,9 @@ use clap::ArgAction;
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
-use client::{Close, Plan, Until, Verify};
+use client::{Arrivals, Close, Plan, Rate, Think, Until, Verify, Warmup};
+
+use parse::{Cpus, arrivals, cpus, number, port, positive, rate, start_at, think, time, warmup};
 
 /// The options as given.
 #[derive(Parser, Debug)]
@@ -55,6 +59,49 @@ pub struct Cli {
     /// accept queue; after 100 ms the next N start all the same; 0 = all at once
     #[arg(long, default_value = "512", value_name = "N", value_parser = number, help_heading = "What to do")]
     connect_burst: u32,
+    /// Call connect() at most N times a second
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "What to do")]
+    connect_rate: Option<u32>,
+    /// Set TCP_NODELAY on each connection
+    #[arg(long, help_heading = "What to do")]
+    nodelay: bool,
+
+    /// Open loop: RATE requests per second in all, whatever the server does; A:B goes from A to B in the course of the
+    /// run. Each request has its intended start, and what it waits from there on counts
+    #[arg(short = 'R', long, value_name = "RATE", value_parser = rate, help_heading = "When")]
+    rate: Option<Rate>,
+    /// How requests lie in time: uniform, poisson (at random, as strangers come), or burst:N (N at once)
+    #[arg(long, default_value = "uniform", value_name = "HOW", value_parser = arrivals, help_heading = "When")]
+    arrivals: Arrivals,
+    /// With -R: at most N connections at once, where they are not kept; further requests wait, and their waiting
+    /// counts [default: -c]
+    #[arg(long, value_name = "N", value_parser = positive, requires = "rate", help_heading = "When")]
+    max_open: Option<u32>,
+    /// Without -R: each client pauses between an answer and its next request: a time, A-B (anything between), or
+    /// exp:TIME (at random with this mean)
+    #[arg(long, value_name = "TIME", value_parser = think, conflicts_with = "rate", help_heading = "When")]
+    think: Option<Think>,
+    /// Leave the start out of the latencies: a time, a number of answers, or auto (until the rate keeps its level, at
+    /// most a quarter of -d). Failures count all the same [default: auto with -d, else 0]
+    #[arg(short, long, value_name = "TIME|N", value_parser = warmup, help_heading = "When")]
+    warmup: Option<Warmup>,
+    /// Start at this time: RFC 3339, such as 2027-03-01T12:00:00Z, or seconds since 1970. So several machines start the
+    /// same load together
+    #[arg(long, value_name = "TIME", value_parser = start_at, help_heading = "When")]
+    start_at: Option<u64>,
+    /// Where random numbers start; the same seed gives the same arrivals
+    #[arg(long, default_value = "1", value_name = "N", help_heading = "When")]
+    seed: u64,
+
+    /// Event-loop threads, which share the clients [default: 1 if the server is on this machine, else one per core]
+    #[arg(short = 'T', long, value_name = "N", value_parser = positive, help_heading = "This client")]
+    threads: Option<u32>,
+    /// CPUs for those threads, such as 1 or 2,4-7
+    #[arg(long, value_name = "LIST", value_parser = cpus, help_heading = "This client")]
+    pin: Option<Cpus>,
+    /// Record no latencies, only counts: shows what recording costs
+    #[arg(long, help_heading = "This client")]
+    no_latency: bool,
 
     /// Longest time from connect() to established
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = time, help_heading = "Patience")]
@@ -62,6 +109,9 @@ pub struct Cli {
     /// Longest time from the send of a request to the last byte of its answer
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = time, help_heading = "Patience")]
     timeout: Duration,
+    /// Longest time from the intended start of a request to the last byte of its answer: later is failed
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Patience")]
+    deadline: Option<Duration>,
 
     /// Write the report as JSON to FILE too; - writes it to stdout in place of the text
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
@@ -89,7 +139,7 @@ the answers, and says where the time went.
 
 The five numbers of the book keep their names: -c clients at once, each making -t
 connections one after the other and asking for -b bytes on each. One thread
-drives them all, in a closed loop.";
+drives them all, in a closed loop; -R makes it an open one.";
 
 const AFTER: &str = "\
 Counts take k (1000) and m (1000000): -b 64k, -t 1m. Times take us, ms, s, m, h.
@@ -99,6 +149,9 @@ Examples:
   client localhost 2000 5 500 3000  the same
   client -c 100 -k 0 -d 10s         100 kept connections, one request after another, for 10 s
   client -c 10000 -k 0 -d 5s        10000 connections held open at once
+  client -c 10 -k 0 -R 1000 -d 10s  1000 requests/s on 10 kept connections, be the server as slow as it may
+  client -R 100:5k -d 20s --max-open 500 --arrivals poisson
+                                    strangers, more and more of them, each with a connection of his own
   client -c 1 -t 1 -b 1m            one answer of a million bytes
   client -q -j - -d 2s              nothing but JSON
 
@@ -148,7 +201,19 @@ impl Cli {
                 Check::None => Verify::None,
             },
             connect_burst: self.connect_burst,
-            ..Plan::default()
+            rate: self.rate,
+            arrivals: self.arrivals,
+            seed: self.seed,
+            max_open: self.max_open,
+            deadline: self.deadline,
+            warmup: self.warmup.unwrap_or(if self.duration.is_some() { Warmup::Auto } else { Warmup::None }),
+            think: self.think,
+            connect_rate: self.connect_rate,
+            nodelay: self.nodelay,
+            start_at_ns: self.start_at,
+            threads: self.threads.unwrap_or_default(),
+            pin: self.pin.clone().unwrap_or_default().0,
+            latency: !self.no_latency,
         };
         if let Some([host, port_text, children, tries, bytes]) = self.book.as_deref() {
             plan.host.clone_from(host);
@@ -164,41 +229,6 @@ impl Cli {
 fn wrong(name: &str, value: &str, why: &str) -> clap::Error {
     let text = format!("invalid value '{value}' for {name}: {why}");
     Cli::command().error(ErrorKind::ValueValidation, text)
-}
-
-fn number(text: &str) -> Result<u32, String> {
-    let (digits, factor) = match text.char_indices().last() {
-        Some((at, 'k' | 'K')) => (text.get(..at).unwrap_or_default(), 1000),
-        Some((at, 'm' | 'M')) => (text.get(..at).unwrap_or_default(), 1_000_000),
-        _ => (text, 1),
-    };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("a whole number, perhaps with k or m behind it".into());
-    }
-    let value = digits.parse::<u32>().ok().and_then(|value| value.checked_mul(factor));
-    value.ok_or_else(|| format!("at most {}", u32::MAX))
-}
-
-fn positive(text: &str) -> Result<u32, String> {
-    match number(text)? {
-        0 => Err("at least 1".into()),
-        n => Ok(n),
-    }
-}
-
-fn port(text: &str) -> Result<u16, String> {
-    match text.parse() {
-        Ok(0) => Err("port 0 is no port to connect to; servers started with -p 0 print theirs".into()),
-        Ok(port) => Ok(port),
-        Err(_) => Err("a port number, 1 to 65535".into()),
-    }
-}
-
-fn time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|_| "a time such as 5s, 100ms or 1m30s".to_owned())?;
-    let day = Duration::from_secs(86_400);
-    let in_range = Duration::from_millis(1) <= time && time <= day;
-    if in_range { Ok(time) } else { Err("at least 1ms and at most 1day".into()) }
 }
 
 #[cfg(test)]
@@ -271,7 +301,6 @@ mod tests {
     fn counts_take_k_and_m() {
         let plan = plan(&["-c", "10k", "-t", "2m", "-b", "64K", "-k", "0"]).unwrap();
         assert_eq!((plan.clients, plan.until, plan.bytes), (10_000, Until::Tries(2_000_000), 64_000));
-        assert_eq!(number("4294967295"), Ok(u32::MAX));
     }
 
     #[test]

@@ -221,6 +221,16 @@ impl Report {
             not_tried: planned.map(|planned| planned.saturating_sub(tally.tried)),
             peak_open: peak,
         };
+        let offered = if plan.rate.is_some() { tally.offered } else { tally.sent };
+        let honesty = Honesty {
+            offered,
+            missed_percent: 100.0 * offered.saturating_sub(tally.sent) as f64 / offered.max(1) as f64,
+            lag_p99_ns: tally.lag.value_at_quantile(0.99),
+            lag_max_ns: tally.lag.max(),
+            loop_p99_ns: tally.turns.value_at_quantile(0.99),
+            syn_retransmitted: tally.syn_retransmitted,
+            ..Honesty::default()
+        };
         Report {
             plan: plan.clone(),
             addr,
@@ -233,8 +243,8 @@ impl Report {
             failures: tally.rows,
             cpu: Cpu::default(),
             peak_memory: None,
-            series: Vec::new(),
-            honesty: Honesty::default(),
+            series: tally.series.into_slices(),
+            honesty,
             server: None,
         }
     }

@@ -34,7 +34,7 @@ fn check(test: &str, args: &[&str], each: &[&str], bar: f64) {
     for _ in 0..ATTEMPTS {
         let mut calls = calls(&server, args);
         best = best.min(calls.remove("total").unwrap() as f64 / REQUESTS as f64);
-        calls.remove("epoll_wait");
+        calls.remove("epoll_pwait2");
         // To the nearest: the program's own start may differ by a brk or so.
         let rounded = calls.into_iter().map(|(name, n)| (name, (n as f64 / REQUESTS as f64).round() as i64));
         let calls: BTreeMap<String, i64> = rounded.filter(|(_, n)| *n != 0).collect();
