@@ -160,6 +160,8 @@ struct Summary {
     min: Option<u64>,
     p50: Option<u64>,
     p90: Option<u64>,
+    #[serde(default)]
+    p95: Option<u64>,
     p99: Option<u64>,
     p99_9: Option<u64>,
     max: Option<u64>,
@@ -177,6 +179,7 @@ impl Summary {
             min: any.then(|| histogram.min()),
             p50: percentile(histogram, 500),
             p90: percentile(histogram, 900),
+            p95: percentile(histogram, 950),
             p99: percentile(histogram, 990),
             p99_9: percentile(histogram, 999),
             max: any.then(|| histogram.max()),

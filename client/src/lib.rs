@@ -20,6 +20,7 @@ pub mod conn;
 mod engine;
 pub mod explain;
 pub mod failure;
+mod honesty;
 pub mod json;
 pub mod limits;
 pub mod plan;

@@ -80,6 +80,18 @@ fn nanos(time: TimeVal) -> u64 {
     u64::try_from(nanos).unwrap_or_default()
 }
 
+/// CPU time that all processes of this machine have used, and the kernel for them; `None` without /proc.
+pub fn machine_cpu() -> Option<Duration> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let ticks = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().map(str::parse::<u64>);
+    let ticks: Vec<u64> = ticks.collect::<Result<_, _>>().ok()?;
+    // user, nice, system, idle, iowait, irq, softirq; the rest is of other machines, or counted in user already.
+    let busy: u64 = ticks.iter().enumerate().filter(|(place, _)| matches!(place, 0..=2 | 5 | 6)).map(|(_, n)| n).sum();
+    // SAFETY: no memory is passed.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    (per_second > 0).then(|| Duration::from_secs_f64(busy as f64 / per_second as f64))
+}
+
 /// Most memory this process has had resident, in bytes (`VmHWM`); `None` without /proc.
 ///
 /// Not `ru_maxrss`: that one starts with the size of the process that called exec.
@@ -99,6 +111,11 @@ mod tests {
         let error = make_room(u32::MAX).unwrap_err().to_string();
         assert!(error.starts_with("4294967295 clients need 4294967327 descriptors, the hard limit is "), "{error}");
         assert!(error.contains("use -c "), "{error}");
+    }
+
+    #[test]
+    fn the_machine_uses_cpu_time() {
+        assert!(machine_cpu().unwrap() >= Cpu::now().total() / 2);
     }
 
     #[test]

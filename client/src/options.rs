@@ -82,7 +82,8 @@ pub struct Cli {
     #[arg(long, value_name = "TIME", value_parser = think, conflicts_with = "rate", help_heading = "When")]
     think: Option<Think>,
     /// Leave the start out of the latencies: a time, a number of answers, or auto (until the rate keeps its level, at
-    /// most a quarter of -d). Failures count all the same [default: auto with -d, else 0]
+    /// most a quarter of -d). Failures count all the same [default: auto with -d but
+    /// without -R, else 0]
     #[arg(short, long, value_name = "TIME|N", value_parser = warmup, help_heading = "When")]
     warmup: Option<Warmup>,
     /// Start at this time: RFC 3339, such as 2027-03-01T12:00:00Z, or seconds since 1970. So several machines start the
@@ -206,7 +207,10 @@ impl Cli {
             seed: self.seed,
             max_open: self.max_open,
             deadline: self.deadline,
-            warmup: self.warmup.unwrap_or(if self.duration.is_some() { Warmup::Auto } else { Warmup::None }),
+            warmup: self.warmup.unwrap_or(match (self.duration, self.rate) {
+                (Some(_), None) => Warmup::Auto,
+                _ => Warmup::None,
+            }),
             think: self.think,
             connect_rate: self.connect_rate,
             nodelay: self.nodelay,

@@ -1,5 +1,7 @@
 //! A report as text for people: 80 columns, one unit per table.
 
+mod honesty;
+
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)?;
     counts(report, out)?;
     rates(report, out)?;
+    honesty::write(report, out)?;
     latencies(report, out)?;
     failures(report, out)?;
     writeln!(out)?;
@@ -92,12 +95,13 @@ fn unit(longest: u64) -> (&'static str, f64, usize) {
 }
 
 fn latencies(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let latency = &report.latency;
+    let (latency, empty) = (&report.latency, Histogram::new_from(&report.latency.response));
     let rows = [
         ("connect", &latency.connect),
         ("first byte", &latency.first_byte),
         ("service", &latency.service),
         ("total", &latency.total),
+        ("response", if report.plan.rate.is_some() { &latency.response } else { &empty }),
         ("failed after", &latency.failed),
     ];
     let rows = rows.into_iter().filter(|(_, histogram)| !histogram.is_empty());

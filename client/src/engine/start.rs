@@ -41,7 +41,8 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotR
     limits::make_room(plan.slots())?;
     let addrs = resolve::addresses(&plan.host, plan.port)?;
     wait_for_start(plan, observer)?;
-    let cpu = Cpu::now();
+    let (cpu, machine) = (Cpu::now(), limits::machine_cpu());
+    let here = addrs.first().is_some_and(|addr| is_here(addr.ip()));
     let crew = Crew::new(plan, threads(plan, &addrs));
     let parts = if crew.threads == 1 && plan.pin.is_empty() {
         vec![alone(plan, &crew, addrs, observer)?]
@@ -50,6 +51,12 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotR
     };
     let mut report = merge(plan, &crew, parts)?;
     report.cpu = Cpu::since(cpu);
+    let machine = limits::machine_cpu().zip(machine).filter(|_| here);
+    report.honesty.others_cpu_percent = machine.map(|(now, before)| {
+        let others = now.saturating_sub(before).saturating_sub(report.cpu.total());
+        percent(others, report.elapsed)
+    });
+    report.judge();
     report.peak_memory = limits::peak_memory();
     Ok(report)
 }
@@ -202,10 +209,16 @@ fn merge(plan: &Plan, crew: &Crew, parts: Vec<Part>) -> Result<Report, CouldNotR
         row.last_ns = row.last_ns.saturating_sub(start);
     }
     let elapsed = Duration::from_nanos(ended_at.saturating_sub(start));
+    tally.warm_until = tally.warm_until.saturating_sub(start).min(ended_at.saturating_sub(start));
     let peak = tally.peak_open;
     let mut report = Report::new(plan, first.addr, ended, elapsed, tally, peak);
-    report.honesty.client_cpu_percent = 100.0 * busiest.as_secs_f64() / elapsed.as_secs_f64().max(1e-9);
+    report.honesty.client_cpu_percent = percent(busiest, elapsed);
+    report.honesty.threads = crew.threads;
     Ok(report)
+}
+
+fn percent(part: Duration, of: Duration) -> f64 {
+    100.0 * part.as_secs_f64() / of.as_secs_f64().max(1e-9)
 }
 
 pub fn system(call: &'static str, why: &str) -> CouldNotRun {
