@@ -21,20 +21,21 @@ rate          Requests done, connections made, bytes received per second of the
               whole run, start and end included.
 this client   CPU time of this process per request sent. Near 100 % of one core
               the client is the limit, and the numbers say little of the server.
-schedule      Requests that were due; those that were missed, because no connection
-              was free for them before the deadline or the end; those that waited
-              for one. Started late: with a connection free, this client was so
-              late itself. Where that is much, the client is the limit.
-warm-up       Requests that were to start in it are not in the latencies. They are
-              in the counts, and their failures in the failures.
-steadiness    Answers per second after the warm-up, with its 95 % interval from at
-              least 20 batches; r: correlation of answers and time, 1 is a straight
-              line. Not steady: the start differs from the rest, or the rate drifts.
+schedule      Requests that were due; those that were missed, because no
+              connection was free for them before the deadline or the end;
+              those that waited for one. Started late: with a connection free,
+              this client was so late itself. Much of that: it is the limit.
+warm-up       Requests that were to start in it are not in the latencies. They
+              are in the counts, and their failures among the failures.
+steadiness    Answers per second after the warm-up, with a 95 % interval from at
+              least 20 batches. r is the correlation of answers and time: 1 is a
+              straight line. Not steady: the start is unlike the rest, or the
+              rate drifts.
 limited by    this client: it was busy all the time. the server: not the client,
-              but others on this machine were. the rate: all that was due was done.
-              the number of clients: each waited for its answer, nobody was busy.
-loop turn     Time this client took for the events of one wait: so long a request
-              or an answer may have waited for it.
+              but others on this machine were busy. the rate: all that was due
+              was done. the number of clients: each waited, nobody was busy.
+loop turn     Time this client took for the events of one wait: an answer may have
+              waited for it so long.
 
 connect       connect() to established. It ends at the SYN-ACK, so a server that
               is busy does not show here, an accept queue that overflows does: a
@@ -44,9 +45,9 @@ first byte    Send to the first byte of the answer: the wait in the accept
 service       Send to the last byte.
 total         connect() to the last byte; send to the last byte for the later
               requests of a kept connection.
-response      Intended start to the last byte, with -R. It includes the wait for a
-              free connection, so it is what a user has; service is what the server
-              did. In a closed loop nobody is kept waiting, and total is all.
+response      With -R: intended start to the last byte, the wait for a free
+              connection included. So it is what a user has, where service is
+              what the server did. In a closed loop it is the same as total.
 failed after  How old connections and requests were when they failed.
 p99           99 % were at most so slow. Printed if at least 10 samples lie
               beyond it, else a dash. Values are exact to 3 digits.

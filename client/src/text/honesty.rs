@@ -18,8 +18,8 @@ pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     limit(report, out)?;
     match report.honesty.syn_retransmitted {
         0 => Ok(()),
-        1 => writeln!(out, "             1 connect waited for a SYN retransmission: the listen backlog overflowed"),
-        n => writeln!(out, "             {n} connects waited for a SYN retransmission: the listen backlog overflowed"),
+        1 => writeln!(out, "1 connect waited for a SYN retransmission: the listen backlog overflowed"),
+        n => writeln!(out, "{n} connects waited for a SYN retransmission: the listen backlog overflowed"),
     }
 }
 
@@ -73,14 +73,14 @@ fn limit(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let honesty = &report.honesty;
     let words = match honesty.limited_by {
         Limit::Unknown => return Ok(()),
-        Limit::Client => format!("this client: it used {:.0} % of a core", honesty.client_cpu_percent),
+        Limit::Client => format!("this client: {:.0} % of a core", honesty.client_cpu_percent),
         Limit::Server => match &report.server {
-            Some(_) => "the server: its processes were busy".to_owned(),
-            None => "the server, or who else was busy on this machine".to_owned(),
+            Some(_) => "the server: its processes are busy".to_owned(),
+            None => "the server, or others on this machine".to_owned(),
         },
-        Limit::Rate => "the rate: what was due was done".to_owned(),
+        Limit::Rate => "the rate: all that was due was done".to_owned(),
         Limit::Concurrency if report.plan.think.is_some() => "the clients: they think".to_owned(),
-        Limit::Concurrency => "the number of clients: neither side was busy".to_owned(),
+        Limit::Concurrency => "the number of clients: nobody is busy".to_owned(),
     };
     let turn = span(Duration::from_nanos(honesty.loop_p99_ns));
     writeln!(out, "limited by   {words}; loop turn p99 {turn}")
