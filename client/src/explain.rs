@@ -34,8 +34,8 @@ steadiness    Answers per second after the warm-up, with a 95 % interval from at
 limited by    this client: it was busy all the time. the server: not the client,
               but others on this machine were busy. the rate: all that was due
               was done. the number of clients: each waited, nobody was busy.
-loop turn     Time this client took for the events of one wait: an answer may have
-              waited for it so long.
+loop turn     Time this client took for the events of one wait: an answer may
+              have waited for it so long.
 
 connect       connect() to established. It ends at the SYN-ACK, so a server that
               is busy does not show here, an accept queue that overflows does: a
