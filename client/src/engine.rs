@@ -145,6 +145,7 @@ impl<'a> Engine<'a> {
         let epoll = Epoll::new(EVENTS).map_err(|source| CouldNotRun::System { call: "epoll_create1", source })?;
         let mut tally = Tally::new().map_err(|error| start::system("histogram", &error.to_string()))?;
         tally.record = plan.latency;
+        tally.warm_until = crew.warm_until();
         let share = |all: u32| start::share(all, thread, crew.threads);
         let slots = share(plan.slots()) as usize;
         let pace = Pace::new(plan, thread as u64, crew.threads.into(), slots);
@@ -245,7 +246,9 @@ impl<'a> Engine<'a> {
         }
         self.read_on();
         if news > 0 {
-            self.tally.turns.saturating_record(self.now() - woken);
+            let now = self.now();
+            self.tally.turns.saturating_record(now - woken);
+            self.warm_up_by_count(now);
         }
         Ok(())
     }
@@ -257,6 +260,12 @@ impl<'a> Engine<'a> {
             self.tally.warm_until = self.crew.warm_until();
         }
         self.crew.publish(self.thread, &mut self.tally);
+    }
+
+    fn warm_up_by_count(&mut self, now: u64) {
+        if self.tally.warm_until == u64::MAX && self.warm_after.is_some_and(|n| self.tally.done >= n) {
+            self.tally.warm_until = now;
+        }
     }
 
     /// Waits for the first connection, which another thread makes; false if it failed.

@@ -172,6 +172,10 @@ pub fn limit(report: &Report) -> Limit {
         return Limit::Rate;
     }
     let seconds = report.elapsed.as_secs_f64();
+    let under_way = report.requests.done as f64 * report.latency.total.mean() / 1e9 / seconds;
+    if report.plan.think.is_some() && under_way < 0.5 * f64::from(report.plan.clients) {
+        return Limit::Concurrency;
+    }
     let watched = report.server.as_ref().map(|server| 100.0 * server.cpu.total().as_secs_f64() / seconds);
     match watched.or(report.honesty.others_cpu_percent) {
         _ if report.honesty.client_cpu_percent >= BUSY_PERCENT => Limit::Client,

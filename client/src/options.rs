@@ -72,6 +72,7 @@ pub struct Cli {
     rate: Option<Rate>,
     /// How requests lie in time: uniform, poisson (at random, as strangers come), or burst:N (N at once)
     #[arg(long, default_value = "uniform", value_name = "HOW", value_parser = arrivals, help_heading = "When")]
+    #[arg(requires = "rate")]
     arrivals: Arrivals,
     /// With -R: at most N connections at once, where they are not kept; further requests wait, and their waiting
     /// counts [default: -c]
@@ -150,9 +151,9 @@ Examples:
   client localhost 2000 5 500 3000  the same
   client -c 100 -k 0 -d 10s         100 kept connections, one request after another, for 10 s
   client -c 10000 -k 0 -d 5s        10000 connections held open at once
-  client -c 10 -k 0 -R 1000 -d 10s  1000 requests/s on 10 kept connections, be the server as slow as it may
+  client -c 10 -k 0 -R 1000 -d 10s  1000 requests/s on 10 kept connections, whatever the server does
   client -R 100:5k -d 20s --max-open 500 --arrivals poisson
-                                    strangers, more and more of them, each with a connection of his own
+                                    more and more strangers, each on a connection of its own
   client -c 1 -t 1 -b 1m            one answer of a million bytes
   client -q -j - -d 2s              nothing but JSON
 
@@ -226,6 +227,10 @@ impl Cli {
             plan.until = Until::Tries(positive(tries).map_err(|why| wrong("TRIES", tries, &why))?);
             plan.bytes = positive(bytes).map_err(|why| wrong("BYTES", bytes, &why))?;
         }
+        if plan.per_connection == 0 && plan.max_open.is_some() {
+            let text = "--max-open goes with connections that are made when they are needed; -k 0 keeps those of -c";
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
+        }
         Ok(plan)
     }
 }
@@ -293,6 +298,17 @@ mod tests {
             &["-d", "2days"],
             &["-d", "1s", "-t", "5"],
             &["--timeout", "0ms"],
+            &["-R", "0"],
+            &["-R", "fast"],
+            &["-R", "10", "--think", "1ms"],
+            &["-R", "10", "-k", "0", "--max-open", "5"],
+            &["--max-open", "5"],
+            &["--arrivals", "poisson"],
+            &["--connect-rate", "0"],
+            &["-w", "soon"],
+            &["-T", "0"],
+            &["--pin", "x"],
+            &["--start-at", "noon"],
             &["--close", "maybe"],
             &["--verify", "maybe"],
         ] {
@@ -312,6 +328,22 @@ mod tests {
         let plan = plan(&["-d", "1m30s", "--timeout", "100ms", "--connect-timeout", "1ms"]).unwrap();
         assert_eq!(plan.until, Until::Elapsed(Duration::from_secs(90)));
         assert_eq!((plan.timeout, plan.connect_timeout), (Duration::from_millis(100), Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn an_open_loop() {
+        let plan = plan(&["-R", "1k", "-k", "0", "-d", "5s", "--deadline", "10ms", "-T", "2", "--pin", "0-1"]).unwrap();
+        assert_eq!((plan.rate, plan.deadline), (Some(Rate::constant(1000.0)), Some(Duration::from_millis(10))));
+        assert_eq!((plan.threads, plan.pin.as_slice(), plan.warmup), (2, &[0, 1][..], Warmup::None));
+        let words = "open loop: 1000/s uniform on 5 connections kept, requests of 3000 bytes for 5s";
+        assert_eq!(plan.describe(), words);
+    }
+
+    #[test]
+    fn a_closed_loop_by_time_finds_its_own_warm_up() {
+        assert_eq!(plan(&["-d", "5s"]).unwrap().warmup, Warmup::Auto);
+        assert_eq!(plan(&["-d", "5s", "-w", "0"]).unwrap().warmup, Warmup::None);
+        assert_eq!(plan(&["-w", "2s"]).unwrap().warmup, Warmup::Time(Duration::from_secs(2)));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub struct Crew {
     ready: AtomicU32,
     start: AtomicU64,
     warm_until: AtomicU64,
+    /// Length of the warm-up, where that is known before.
+    warm_up: Option<u64>,
     published: Vec<Mutex<Published>>,
 }
 
@@ -70,8 +72,13 @@ impl Crew {
             start: AtomicU64::new(if plan.rate.is_some() { OPEN } else { 0 }),
             warm_until: AtomicU64::new(match plan.warmup {
                 Warmup::None => 0,
+                Warmup::Time(time) if plan.rate.is_none() => nanos(time),
                 _ => OPEN,
             }),
+            warm_up: match plan.warmup {
+                Warmup::Time(time) => Some(nanos(time)),
+                _ => None,
+            },
             published: (0..threads).map(|_| Mutex::default()).collect(),
         }
     }
@@ -116,7 +123,11 @@ impl Crew {
     /// A thread is ready for the schedule. The last one starts it.
     pub fn is_ready(&self) {
         if self.ready.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
-            self.start.store(self.now(), Ordering::Release);
+            let start = self.now();
+            if let Some(length) = self.warm_up {
+                self.warm_up_ends(start + length);
+            }
+            self.start.store(start, Ordering::Release);
         }
     }
 
@@ -225,8 +236,7 @@ impl Lookout {
 
     fn end_warm_up(&mut self, crew: &Crew, start: u64, now: u64, sum: &Published) {
         let over = match self.warmup {
-            Warmup::None => true,
-            Warmup::Time(time) => return crew.warm_up_ends(start + nanos(time)),
+            Warmup::None | Warmup::Time(_) => true,
             Warmup::Requests(n) => sum.counts.done >= n,
             Warmup::Auto => {
                 if self.level.len() > LEVEL_TICKS {

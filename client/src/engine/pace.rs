@@ -222,6 +222,7 @@ impl Engine<'_> {
         self.end = pace.length.map(|length| start + length);
         let counts = self.tally.counts();
         self.tally.series.start(start, counts);
+        self.tally.warm_until = self.crew.warm_until();
     }
 
     /// Connections that are not kept need nothing before the schedule starts, and the first of them is one of it.
