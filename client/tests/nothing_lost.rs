@@ -75,7 +75,7 @@ fn options(luck: &mut Random) -> Vec<&'static str> {
         &[
             &[],
             &["-R", "2000"],
-            &["-R", "100:3000", "--arrivals", "poisson", "--max-open", "3"],
+            &["-R", "100:3000", "--arrivals", "poisson"],
             &["-R", "1500", "--arrivals", "burst:50", "--deadline", "30ms"],
             &["--think", "0ms-4ms"],
             &["--connect-rate", "700"],
