@@ -13,12 +13,13 @@ const LEAST_IN_BATCH: u64 = 10;
 const BUSY_PERCENT: f64 = 90.0;
 /// Less of the schedule than this is not done by the end: then the schedule was the limit, else something else.
 const DONE_SHARE: f64 = 0.99;
-/// A start that differs by less than this from the rest, and a drift by less than twice as much, is no matter.
-const DIFFERENCE: f64 = 0.05;
-/// By how many standard errors a drift has to differ from none.
+/// A start that differs by less than this from the rest, and a drift of less than this, is no matter.
+const DIFFERENCE: f64 = 0.1;
+/// By how many standard errors a drift has to differ from none, and by how many standard deviations a start from the
+/// rest.
 const CLEARLY: f64 = 4.0;
 /// Less time is spent with starting, and says nothing of a level; in nanoseconds.
-const LEAST_NS: u64 = 500_000_000;
+const LEAST_NS: u64 = 1_000_000_000;
 /// A run that is shorter says nothing about limits.
 const LEAST_ELAPSED: Duration = Duration::from_millis(50);
 
@@ -121,7 +122,7 @@ fn unlike_the_rest(rates: &[f64]) -> usize {
     head.sort_by(f64::total_cmp);
     let Some(median) = head.get(head.len() / 2) else { return 0 };
     let (level, spread) = (mean(rest), (squares(rest) / rest.len().max(1) as f64).sqrt());
-    if (median - level).abs() > (DIFFERENCE * level).max(2.0 * spread) { cut } else { 0 }
+    if (median - level).abs() > (DIFFERENCE * level).max(CLEARLY * spread) { cut } else { 0 }
 }
 
 /// By how many percent a straight line through the rates changes, if that is more than luck.
@@ -137,7 +138,7 @@ fn drift(rates: &[f64]) -> Option<f64> {
     let left: f64 = points().map(|(x, y)| (y - slope * x).powi(2)).sum();
     let error = (left / (n - 2.0) / width).sqrt();
     let change = slope * n / level;
-    (change.abs() > 2.0 * DIFFERENCE && slope.abs() > CLEARLY * error).then_some(100.0 * change)
+    (change.abs() > DIFFERENCE && slope.abs() > CLEARLY * error).then_some(100.0 * change)
 }
 
 /// Correlation of the number of answers so far with the time; `None` for fewer than three slices.
@@ -203,13 +204,13 @@ mod tests {
     use crate::plan::Rate;
     use crate::random::Random;
 
-    /// 100 slices of 10 ms with about so many answers each.
+    /// 100 slices of 20 ms with about so many answers each.
     fn slices(done: impl Fn(u64) -> f64) -> Vec<Slice> {
         let mut random = Random::new(3);
         let noise = |random: &mut Random| 1.0 + 0.02 * (random.unit() + random.unit() - 1.0);
         let slice = |k| Slice {
-            start_ns: k * 10_000_000,
-            length_ns: 10_000_000,
+            start_ns: k * 20_000_000,
+            length_ns: 20_000_000,
             done: (done(k) * noise(&mut random)) as u64,
             ..Slice::default()
         };
@@ -224,7 +225,7 @@ mod tests {
     fn a_level_rate_is_steady_and_its_interval_holds_it() {
         let level = level(|_| 1000.0);
         let rate = level.rate.unwrap();
-        assert!(rate.low < 100_000.0 && 100_000.0 < rate.high && rate.high - rate.low < 1000.0, "{rate:?}");
+        assert!(rate.low < 50_000.0 && 50_000.0 < rate.high && rate.high - rate.low < 500.0, "{rate:?}");
         assert_eq!((level.steady, level.propose_warmup_ns, level.drift_percent), (Some(true), None, None));
         assert!(level.linearity.unwrap() > 0.9999);
     }
@@ -233,10 +234,10 @@ mod tests {
     fn a_slow_start_is_seen_and_its_length_proposed() {
         let level = level(|k| if k < 23 { 400.0 } else { 1000.0 });
         assert_eq!(level.steady, Some(false));
-        assert_eq!(level.propose_warmup_ns, Some(300_000_000), "{level:?}");
+        assert_eq!(level.propose_warmup_ns, Some(500_000_000), "{level:?}");
         assert!(level.linearity.unwrap() < 0.9999);
         // Without that start it is steady.
-        let cut = Level::of(&Plan::default(), &slices(|k| if k < 23 { 400.0 } else { 1000.0 }), 300_000_000);
+        let cut = Level::of(&Plan::default(), &slices(|k| if k < 23 { 400.0 } else { 1000.0 }), 500_000_000);
         assert_eq!(cut.steady, Some(true));
     }
 
@@ -255,7 +256,7 @@ mod tests {
     #[test]
     fn too_little_says_nothing() {
         assert_eq!(Level::of(&Plan::default(), &slices(|_| 1000.0)[..20], 0).rate, None);
-        assert_eq!(Level::of(&Plan::default(), &slices(|_| 1000.0), 600_000_000).rate, None);
+        assert_eq!(Level::of(&Plan::default(), &slices(|_| 1000.0), 1_200_000_000).rate, None);
         assert_eq!(level(|_| 1.5).rate, None);
         let ramp = Plan { rate: Some(Rate { from: 1.0, to: 9.0 }), ..Plan::default() };
         assert_eq!(Level::of(&ramp, &slices(|_| 1000.0), 0).steady, None);

@@ -38,7 +38,7 @@ struct Part {
 /// connection that fails at every address. Whatever goes wrong later is in the report.
 pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotRun> {
     plan.check()?;
-    limits::make_room(plan.slots())?;
+    limits::make_room(plan.slots().saturating_add(plan.threads))?;
     let addrs = resolve::addresses(&plan.host, plan.port)?;
     wait_for_start(plan, observer)?;
     let (cpu, machine) = (Cpu::now(), limits::machine_cpu());
