@@ -6,6 +6,8 @@
 
 mod crew;
 mod epoll;
+mod fail;
+mod observe;
 mod pace;
 mod resend;
 mod resolve;
@@ -23,67 +25,21 @@ use epoll::Epoll;
 use pace::{Pace, Thinking};
 
 use crate::conn::{Client, Rules};
-use crate::failure::{CouldNotRun, Failure, Kind};
+use crate::failure::CouldNotRun;
 use crate::plan::{Close, Plan, Until, Warmup};
 use crate::ramp::{Gate, Ramp};
-use crate::report::{Ended, Slice};
+use crate::report::Ended;
 use crate::stats::Tally;
 
+pub use observe::{Observer, Progress};
 pub use start::run;
 
 /// The receive buffer: an answer that is shorter takes one recv.
 const BUFFER: usize = 64 * 1024;
 /// Events taken by one wait.
 const EVENTS: usize = 1024;
-/// After so many failed connects in a row no more are tried: the server is gone.
-const CONNECTS_IN_VAIN: u64 = 1000;
-/// After so many timeouts in a row for each client no more connections are tried: the server stands still.
-const TIMEOUTS_IN_VAIN: u64 = 3;
 /// While other threads get ready, a thread looks so often whether they are.
 const BARRIER: u64 = 200_000;
-
-/// How far a run is.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Progress {
-    /// Since the run began: since the first connect(), or since the schedule started.
-    pub elapsed: Duration,
-    /// Requests answered in full, and right.
-    pub done: u64,
-    /// Requests and connections that failed.
-    pub failed: u64,
-    /// Requests in the plan; `None` where a duration ends the run.
-    pub planned: Option<u64>,
-    /// Open connections.
-    pub open: u64,
-    /// Requests that were due; in a closed loop those sent.
-    pub offered: u64,
-    /// Requests sent.
-    pub sent: u64,
-    /// Connections established.
-    pub connected: u64,
-    /// Bytes received.
-    pub bytes: u64,
-    /// Response times so far at 50, 90, 99 and 99.9 %, in nanoseconds, to about a tenth; the warm-up included.
-    pub percentiles: [Option<u64>; 4],
-    /// What has happened since the last call.
-    pub recent: Slice,
-    /// The warm-up is over.
-    pub is_warm: bool,
-}
-
-/// Looks at a run from outside. `()` is the observer who does not care.
-pub trait Observer {
-    /// Called at least ten times a second.
-    fn progress(&mut self, _progress: &Progress) {}
-
-    /// Whether the run shall end now; asked whenever poll returns, also after a signal.
-    fn stop(&self) -> bool {
-        false
-    }
-}
-
-impl Observer for () {}
 
 /// One of the concurrent clients and its socket.
 #[derive(Debug)]
@@ -338,59 +294,6 @@ impl<'a> Engine<'a> {
 
     fn can_start(&self) -> bool {
         self.gave_up.is_none() && !self.probing && !self.ramp.is_over() && !self.ramp.is_held()
-    }
-
-    /// Ends what has waited too long. One pass over all clients costs less than a timer for each request.
-    fn expire(&mut self, now: u64) {
-        for i in 0..self.slots.len() {
-            let Some(slot) = self.slots.get_mut(i) else { return };
-            let Some(failure) = slot.client.overdue(now, &self.rules) else { continue };
-            if slot.client.is_connecting() {
-                self.look_for_resent_syn(i);
-                self.connect_failed(i, &failure);
-            } else {
-                slot.client.fail(&failure, now, &mut self.tally);
-                self.close(i);
-            }
-        }
-    }
-
-    /// A connection failed before it was established. For the very first one that may be the end of the run.
-    fn connect_failed(&mut self, i: usize, failure: &Failure) {
-        let now = self.now();
-        let Some(slot) = self.slots.get_mut(i) else { return };
-        if !self.probing {
-            slot.client.fail(failure, now, &mut self.tally);
-            self.close(i);
-            return;
-        }
-        slot.client.rewind(&self.rules);
-        let intended = slot.client.intended();
-        self.tally.tried -= 1;
-        self.drop_socket(i);
-        self.settle(i);
-        if let Some(next) = self.addrs.pop() {
-            self.addr = next;
-            self.peer = next.into();
-            self.try_again(i, intended);
-        } else {
-            self.ready.clear();
-            let (addr, failure) = (self.addr, failure.clone());
-            self.fatal = Some(match failure.kind() {
-                Kind::Refused => CouldNotRun::NobodyListens { addr },
-                _ => CouldNotRun::FirstConnect { addr, failure },
-            });
-        }
-    }
-
-    fn give_up_if_in_vain(&mut self) {
-        if self.tally.connects_failed_in_a_row >= CONNECTS_IN_VAIN {
-            self.gave_up.get_or_insert(Ended::ConnectsFailed(CONNECTS_IN_VAIN));
-        }
-        let in_vain = TIMEOUTS_IN_VAIN * self.clients;
-        if self.tally.timeouts_in_a_row >= in_vain && self.end.is_none() {
-            self.gave_up.get_or_insert(Ended::TimedOut(in_vain));
-        }
     }
 
     fn ends_by_time(&self) -> bool {

@@ -1,16 +1,19 @@
 //! The load client as a library: say what to do in a [`Plan`], [`run`] it, read the [`Report`].
 //!
-//! One thread and one epoll instance drive every connection of a closed loop: each of `clients` has one request under
-//! way and sends the next when the answer is complete. A run always ends: whatever the server does, each request ends
-//! as done, as a [`Failure`] with a phase, or as censored because the run was over first.
+//! One thread or several, each with an epoll instance, drive every connection. In a closed loop each of `clients` has
+//! one request under way and sends the next when the answer is complete; in an open loop requests start when a schedule
+//! has them due. A run always ends: whatever the server does, each request ends as done, as a [`Failure`] with a phase,
+//! or as censored because the run was over first.
 //!
 //! | module | reason |
 //! |---|---|
 //! | [`plan`] | what to do |
-//! | `engine`, `ramp` | sockets and epoll |
+//! | [`schedule`], [`random`] | when requests are to start |
+//! | `engine`, `ramp` | threads, sockets and epoll |
 //! | [`conn`], [`answer`] | one client and one answer, without a socket in them |
 //! | [`failure`] | what can go wrong, in which phase, and what to do about it |
-//! | [`stats`], [`report`] | counts and histograms; the result of a run |
+//! | [`stats`], [`series`], [`report`] | counts, histograms, slices of time; the result of a run |
+//! | `honesty` | how far the result can be trusted |
 //! | [`text`], [`json`] | the two ways to print a report |
 //! | [`limits`] | descriptors, CPU time and memory of this process |
 #![warn(missing_docs)]

@@ -98,7 +98,9 @@ impl Crew {
     /// The first connection is established, at this address.
     pub fn found(&self, addr: SocketAddr) {
         *lock(&self.probe) = Probe::Found(addr);
-        self.probed.notify_all();
+        if self.threads > 1 {
+            self.probed.notify_all();
+        }
     }
 
     /// The first connection failed at every address.

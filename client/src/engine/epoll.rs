@@ -14,6 +14,9 @@ pub const READ: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLRDHUP).u
 /// The same, and room to send.
 pub const BOTH: EpollFlags = READ.union(EpollFlags::EPOLLOUT);
 
+/// Bytes of the kernel's signal mask. No mask is passed, and the kernel looks at neither.
+const MASK_SIZE: usize = 8;
+
 /// One news of one connection.
 #[derive(Clone, Copy, Debug)]
 pub struct News {
@@ -82,7 +85,9 @@ impl Epoll {
         let (epfd, events) = (self.instance.0.as_raw_fd(), self.events.as_mut_ptr());
         let no_mask: *const libc::sigset_t = ptr::null();
         // SAFETY: `events` has room for `most` events, of the kernel's layout; the mask is not looked at when null.
-        let n = unsafe { libc::syscall(libc::SYS_epoll_pwait2, epfd, events, most, &raw const timeout, no_mask, 0) };
+        let n = unsafe {
+            libc::syscall(libc::SYS_epoll_pwait2, epfd, events, most, &raw const timeout, no_mask, MASK_SIZE)
+        };
         Errno::result(n).map(|n| n as usize)
     }
 
