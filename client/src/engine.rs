@@ -156,12 +156,12 @@ impl<'a> Engine<'a> {
         let mut next_sweep = self.now() + self.sweep;
         let mut next_tick = 0;
         loop {
+            if self.crew.is_stopped() || alone.as_ref().is_some_and(|(_, observer)| observer.stop()) {
+                return Ok(Ended::Interrupted);
+            }
             self.launch();
             if let Some(fatal) = self.fatal.take() {
                 return Err(fatal);
-            }
-            if self.crew.is_stopped() || alone.as_ref().is_some_and(|(_, observer)| observer.stop()) {
-                return Ok(Ended::Interrupted);
             }
             let now = self.now();
             if now >= next_tick {
@@ -321,8 +321,8 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A twentieth of the shorter timeout, within 10 ms and 100 ms: so exact are timeouts, and so seldom is the sweep.
+/// A twentieth of the shortest timeout, within 10 ms and 100 ms: so exact are timeouts, and so seldom is the sweep.
 fn sweep_interval(plan: &Plan) -> u64 {
-    let shorter = plan.timeout.min(plan.connect_timeout);
+    let shorter = plan.timeout.min(plan.connect_timeout).min(plan.deadline.unwrap_or(Duration::MAX));
     nanos(shorter / 20).clamp(10_000_000, 100_000_000)
 }

@@ -67,6 +67,18 @@ impl Schedule {
         Some(taken)
     }
 
+    /// How many more are due until then, by the rate; none if the next one is later.
+    pub fn expect(&self, until: u64) -> u64 {
+        if self.next.is_none_or(|next| next > until) {
+            return 0;
+        }
+        let seconds = until.min(self.end) as f64 / 1e9;
+        let Rate { from, to } = self.rate;
+        let all = from * seconds + (to - from) / (2.0 * self.ramp) * seconds * seconds;
+        let rest = all.min(self.most as f64) - self.laid as f64;
+        (rest / self.threads as f64).max(1.0) as u64
+    }
+
     /// The next arrival of this thread.
     fn find(&mut self) -> Option<u64> {
         loop {
@@ -150,6 +162,24 @@ mod tests {
             let mut together: Vec<u64> = (0..3).flat_map(|thread| all(&plan, thread, 3)).collect();
             together.sort_unstable();
             assert_eq!(together, all(&plan, 0, 1));
+        }
+    }
+
+    #[test]
+    fn what_is_not_counted_is_expected() {
+        for (from, to) in [(1000.0, 1000.0), (0.0, 3000.0), (3000.0, 0.0)] {
+            for arrivals in [Arrivals::Uniform, Arrivals::Poisson] {
+                let mut schedule = Schedule::new(&plan(from, to, arrivals), 1, 2).unwrap();
+                let mut left = 0;
+                (0..100).for_each(|_| _ = schedule.take());
+                let expected = schedule.expect(1_500_000_000);
+                while schedule.peek().is_some_and(|at| at <= 1_500_000_000) {
+                    schedule.take();
+                    left += 1;
+                }
+                assert!(expected.abs_diff(left) <= left / 10, "{from} {to} {arrivals:?}: {expected} {left}");
+                assert_eq!(schedule.expect(1_500_000_000), 0);
+            }
         }
     }
 

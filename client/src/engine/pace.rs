@@ -12,6 +12,11 @@ use crate::schedule::Schedule;
 /// After the last arrival of a run by duration, answers under way are waited for so long.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// So many requests are counted or given up in a row, so that a schedule that is far too fast cannot hold a thread.
+const AT_ONCE: u64 = 10_000;
+/// The same at the end of the run; those beyond it are known by the rate.
+const AT_THE_END: u64 = 10_000_000;
+
 /// An open loop: the schedule, and who is free for the next request of it.
 pub struct Pace {
     schedule: Schedule,
@@ -70,11 +75,11 @@ impl Pace {
         self.taken += 1;
     }
 
-    /// How many have been due by `now`.
-    fn count_due(&mut self, now: u64) -> u64 {
+    /// How many more have been due by `now`, as far as they can be counted in a moment.
+    fn count_due(&mut self, now: u64, most: u64) -> u64 {
         let Some(start) = self.start else { return 0 };
         let mut count = 0;
-        while self.due.peek().is_some_and(|at| start + at <= now) {
+        while count < most && self.due.peek().is_some_and(|at| start + at <= now) {
             self.due.take();
             count += 1;
         }
@@ -128,15 +133,21 @@ impl Engine<'_> {
     pub(super) fn dispatch(&mut self) {
         let now = self.now();
         if let Some(pace) = &mut self.pace {
-            self.tally.offered += pace.count_due(now);
+            self.tally.offered += pace.count_due(now, AT_ONCE);
         }
-        while self.gave_up.is_none() && (!self.probing || self.sockets == 0) && self.fatal.is_none() {
+        let mut dropped = 0;
+        while dropped < AT_ONCE
+            && self.gave_up.is_none()
+            && (!self.probing || self.sockets == 0)
+            && self.fatal.is_none()
+        {
             let now = self.now();
             let Some(pace) = &mut self.pace else { return };
             let Some(due) = pace.next().filter(|due| *due <= now) else { return };
             if pace.deadline.is_some_and(|deadline| now - due > deadline) {
                 pace.take();
                 self.tally.missed += 1;
+                dropped += 1;
                 continue;
             }
             let Some(i) = pace.free.pop_front() else { return };
@@ -259,7 +270,10 @@ impl Engine<'_> {
     /// The run is over: what was due and is not begun was missed.
     pub(super) fn count_missed(&mut self, now: u64) {
         let Some(pace) = &mut self.pace else { return };
-        self.tally.offered += pace.count_due(now);
+        self.tally.offered += pace.count_due(now, AT_THE_END);
+        if let Some(start) = pace.start {
+            self.tally.offered += pace.due.expect(now.saturating_sub(start));
+        }
         // Those that the deadline has taken off were taken, and are counted as missed already.
         self.tally.missed += self.tally.offered.saturating_sub(pace.taken);
     }

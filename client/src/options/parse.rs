@@ -4,6 +4,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use client::{Arrivals, Rate, Think, Warmup};
 
+/// Requests per second; nobody has sent so many.
+const FASTEST: f64 = 1e7;
+
 /// CPU numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cpus(pub Vec<u32>);
@@ -59,7 +62,8 @@ pub fn rate(text: &str) -> Result<Rate, String> {
         };
         let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         let rate = digits.parse::<f64>().ok().filter(|_| plain).map(|rate| rate * factor);
-        rate.filter(|rate| *rate <= 1e9).ok_or_else(|| "requests per second, such as 1000, 2.5k or 100:5k".to_owned())
+        let rate = rate.ok_or_else(|| "requests per second, such as 1000, 2.5k or 100:5k".to_owned())?;
+        if rate <= FASTEST { Ok(rate) } else { Err("at most 10m".to_owned()) }
     };
     let rate = match text.split_once(':') {
         Some((from, to)) => Rate { from: one(from)?, to: one(to)? },
@@ -140,8 +144,9 @@ mod tests {
     fn rates() {
         assert_eq!(rate("1000"), Ok(Rate::constant(1000.0)));
         assert_eq!(rate("2.5k"), Ok(Rate::constant(2500.0)));
+        assert_eq!(rate("10m"), Ok(Rate::constant(1e7)));
         assert_eq!(rate("0:1m"), Ok(Rate { from: 0.0, to: 1e6 }));
-        for bad in ["", "0", "-1", "0:0", "1:", "k", "1e3", "inf", "nan", "1:2:3", "2g", "5000m"] {
+        for bad in ["", "0", "-1", "0:0", "1:", "k", "1e3", "inf", "nan", "1:2:3", "2g", "11m"] {
             assert!(rate(bad).is_err(), "{bad}");
         }
     }
