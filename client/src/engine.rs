@@ -307,6 +307,7 @@ impl<'a> Engine<'a> {
             slot.client.censor(now, &mut self.tally);
         }
         self.count_missed(now);
+        self.crew.publish(self.thread, &mut self.tally);
         let counts = self.tally.counts();
         self.tally.series.finish(now, counts);
         (self.tally, now, self.addr)

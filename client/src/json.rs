@@ -16,6 +16,7 @@ use serde::ser::{Error as _, SerializeStruct};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::limits::Cpu;
+use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::report::{Connections, Ended, Honesty, Report, Requests, ServerUse, Slice};
 use crate::stats::{Latencies, Row, percentile};
@@ -42,7 +43,7 @@ pub fn read(from: &mut dyn Read) -> io::Result<Report> {
 
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut json = serializer.serialize_struct("Report", 19)?;
+        let mut json = serializer.serialize_struct("Report", 20)?;
         json.serialize_field("schema", &SCHEMA)?;
         json.serialize_field("good", &self.is_good())?;
         json.serialize_field("plan", &self.plan)?;
@@ -59,6 +60,7 @@ impl Serialize for Report {
         json.serialize_field("failures", &self.failures)?;
         json.serialize_field("honesty", &self.honesty)?;
         json.serialize_field("server", &self.server)?;
+        json.serialize_field("machine", &self.machine)?;
         json.serialize_field("client_cpu", &self.cpu)?;
         json.serialize_field("client_peak_memory_bytes", &self.peak_memory)?;
         json.serialize_field("series", &self.series)?;
@@ -81,6 +83,8 @@ struct Document {
     failures: Vec<Row>,
     honesty: Honesty,
     server: Option<ServerUse>,
+    #[serde(default)]
+    machine: Option<Machine>,
     client_cpu: Cpu,
     client_peak_memory_bytes: Option<u64>,
     series: Vec<Slice>,
@@ -109,6 +113,7 @@ impl<'de> Deserialize<'de> for Report {
             series: from.series,
             honesty: from.honesty,
             server: from.server,
+            machine: from.machine,
         })
     }
 }

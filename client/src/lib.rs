@@ -15,7 +15,7 @@
 //! | [`stats`], [`series`], [`report`] | counts, histograms, slices of time; the result of a run |
 //! | `honesty` | how far the result can be trusted |
 //! | [`text`], [`json`] | the two ways to print a report |
-//! | [`limits`] | descriptors, CPU time and memory of this process |
+//! | [`limits`], [`machine`] | descriptors, CPU time and memory of this process; the machine it runs on |
 #![warn(missing_docs)]
 
 pub mod answer;
@@ -26,6 +26,8 @@ pub mod failure;
 mod honesty;
 pub mod json;
 pub mod limits;
+pub mod machine;
+pub mod output;
 pub mod plan;
 mod ramp;
 pub mod random;

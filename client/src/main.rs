@@ -5,29 +5,35 @@
 
 mod options;
 mod progress;
+mod saved;
 
-use std::fs::File;
+use std::env;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
 use std::process::ExitCode;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use clap::Parser;
+use client::output::Run;
+use client::output::args::Files;
 use client::{Ended, Report};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::flag;
 
 use options::Cli;
-use progress::Screen;
+use progress::{Screen, Show};
 
 const FAILED: u8 = 1;
 const INTERRUPTED: u8 = 130;
+/// These end a process too. With a live view they end the run instead, so that the terminal is itself again.
+const RESTORE: [i32; 2] = [SIGHUP, SIGQUIT];
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match load(&cli) {
+    let saved = env::args_os().nth(1).is_some_and(|word| word == "report");
+    let result = if saved { saved::report(env::args_os().skip(1)) } else { load(&Cli::parse()) };
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             _ = writeln!(io::stderr(), "client: {error:#}");
@@ -38,52 +44,44 @@ fn main() -> ExitCode {
 
 fn load(cli: &Cli) -> anyhow::Result<u8> {
     let plan = cli.plan().unwrap_or_else(|error| error.exit());
+    cli.output.check(cli.json.as_deref()).unwrap_or_else(|error| error.exit());
     // Before the run: what cannot be written is better known now.
-    let json = cli.json.as_deref().map(open).transpose()?;
+    let mut files = cli.output.open(cli.json.as_deref(), &[String::new()])?;
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    for signal in [SIGINT, SIGTERM].into_iter().chain(RESTORE.into_iter().filter(|_| cli.tui)) {
         flag::register(signal, Arc::clone(&stop)).context("sigaction")?;
     }
-    let mut screen = Screen::new(&plan, cli.plain, cli.quiet, stop);
+    let series = files.take_series()?;
+    let mut screen = Screen::new(&plan, Show::from(cli), cli.interval, series, stop)?;
     let report = client::run(&plan, &mut screen);
-    for signal in [SIGINT, SIGTERM] {
+    // The terminal is itself again before a signal can end the process.
+    let series = screen.finish();
+    for signal in [SIGINT, SIGTERM].into_iter().chain(RESTORE.into_iter().filter(|_| cli.tui)) {
         // From here a signal ends the process: the report may be stuck in a pipe that nobody reads.
         flag::register_conditional_default(signal, Arc::new(AtomicBool::new(true))).context("sigaction")?;
     }
-    screen.clear();
     let report = report?;
-    print(&report, json, cli.explain)?;
-    Ok(match report.ended {
+    let ended = report.ended;
+    let good = report.is_good();
+    print(report, files, cli.explain)?;
+    series?;
+    Ok(match ended {
         Ended::Interrupted => INTERRUPTED,
-        _ if report.is_good() => 0,
+        _ if good => 0,
         _ => FAILED,
     })
 }
 
-/// Where the JSON goes; `None` is stdout.
-fn open(path: &Path) -> anyhow::Result<Option<File>> {
-    if path == Path::new("-") {
-        return Ok(None);
-    }
-    File::create(path).map(Some).with_context(|| format!("open {}", path.display()))
-}
-
-fn print(report: &Report, json: Option<Option<File>>, explain: bool) -> anyhow::Result<()> {
-    let to_stdout = matches!(json, Some(None));
-    if let Some(file) = json {
-        let mut out: Box<dyn Write> = match file {
-            Some(file) => Box::new(BufWriter::new(file)),
-            None => Box::new(BufWriter::new(io::stdout())),
-        };
-        client::json::write(report, &mut out).and_then(|()| out.flush()).context("write JSON")?;
-    }
-    if !to_stdout {
+/// Writes the text, unless one of the files is stdout, and the files.
+fn print(report: Report, files: Files, explain: bool) -> anyhow::Result<()> {
+    let run = Run { name: report.addr.to_string(), report };
+    if !files.use_stdout() {
         let mut out = BufWriter::new(io::stdout());
-        let mut written = client::text::write(report, &mut out);
+        let mut written = client::text::write(&run.report, &mut out);
         if explain {
             written = written.and_then(|()| write!(out, "\n{}", client::explain::TEXT));
         }
         written.and_then(|()| out.flush()).context("write the report")?;
     }
-    Ok(())
+    files.write(slice::from_ref(&run))
 }

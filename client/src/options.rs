@@ -9,6 +9,7 @@ use clap::ArgAction;
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
+use client::output::args::Outputs;
 use client::{Arrivals, Close, Plan, Rate, Think, Until, Verify, Warmup};
 
 use parse::{Cpus, arrivals, cpus, number, port, positive, rate, start_at, think, time, warmup};
@@ -118,6 +119,14 @@ pub struct Cli {
     /// Write the report as JSON to FILE too; - writes it to stdout in place of the text
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Outputs,
+    /// Time between two lines of progress, and of --series
+    #[arg(long, default_value = "1s", value_name = "TIME", value_parser = time, help_heading = "Output")]
+    pub interval: Duration,
+    /// Show the run on the whole terminal: rate, latencies, the last minute, failures; q ends it
+    #[arg(long, conflicts_with_all = ["plain", "quiet"], help_heading = "Output")]
+    pub tui: bool,
     /// Print below the report what each number means
     #[arg(long, help_heading = "Output")]
     pub explain: bool,

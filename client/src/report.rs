@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::honesty::{self, Level};
 use crate::limits::Cpu;
+use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::stats::{Latencies, Row, Tally};
 
@@ -215,6 +216,8 @@ pub struct Report {
     pub honesty: Honesty,
     /// What the server used, where it was watched.
     pub server: Option<ServerUse>,
+    /// Where and when it was made.
+    pub machine: Option<Machine>,
 }
 
 impl Report {
@@ -276,6 +279,7 @@ impl Report {
             series,
             honesty,
             server: None,
+            machine: None,
         }
     }
 

@@ -239,7 +239,8 @@ impl Series {
     }
 }
 
-fn add(sum: &mut Slice, other: &Slice) {
+/// Adds the counts of another slice; where and how long `sum` is remains.
+pub(crate) fn add(sum: &mut Slice, other: &Slice) {
     sum.offered += other.offered;
     sum.sent += other.sent;
     sum.done += other.done;

@@ -201,7 +201,8 @@ impl Tally {
     /// The counts that slices are made of.
     pub fn counts(&self) -> Counts {
         Counts {
-            offered: self.offered,
+            // Without a schedule what is sent was due.
+            offered: if self.offered == 0 { self.sent } else { self.offered },
             sent: self.sent,
             done: self.done,
             failed: self.failed + self.connects_failed,

@@ -172,7 +172,8 @@ fn failure(row: &Row, tried: u64, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "          advice: {}", row.advice)
 }
 
-fn verdict(report: &Report) -> String {
+/// The last line: OK, or what went wrong.
+pub(crate) fn verdict(report: &Report) -> String {
     let (requests, connections) = (&report.requests, &report.connections);
     let left = match (requests.not_sent, connections.not_tried) {
         (_, Some(n)) if n > 0 => format!("; {n} connections were not tried"),

@@ -36,7 +36,7 @@ pub struct Progress {
 
 /// Looks at a run from outside. `()` is the observer who does not care.
 pub trait Observer {
-    /// Called at least ten times a second.
+    /// Called at least ten times a second, and at the end: every request done is in one `recent`.
     fn progress(&mut self, _progress: &Progress) {}
 
     /// Whether the run shall end now; asked whenever poll returns, also after a signal.

@@ -13,6 +13,7 @@ use super::crew::{Crew, Lookout};
 use super::{Engine, Observer, resolve};
 use crate::failure::CouldNotRun;
 use crate::limits::{self, Cpu};
+use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::report::{Ended, Report};
 use crate::stats::Tally;
@@ -58,6 +59,7 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotR
     });
     report.judge();
     report.peak_memory = limits::peak_memory();
+    report.machine = Some(Machine::here(report.elapsed));
     Ok(report)
 }
 
@@ -104,7 +106,8 @@ fn alone(plan: &Plan, crew: &Crew, addrs: Vec<SocketAddr>, observer: &mut dyn Ob
     let slack = prctl::get_timerslack();
     set_timer_slack(1);
     let mut lookout = Lookout::new(plan);
-    let part = work(plan, crew, 0, addrs, Some((&mut lookout, observer)));
+    let part = work(plan, crew, 0, addrs, Some((&mut lookout, &mut *observer)));
+    lookout.look(crew, observer);
     if let Ok(slack) = slack {
         set_timer_slack(slack.try_into().unwrap_or_default());
     }
@@ -156,7 +159,9 @@ fn together(
             Ok(part) => part,
             Err(_) => Err(system("pthread_join", "a thread of this client panicked")),
         });
-        parts.collect()
+        let parts: Result<_, _> = parts.collect();
+        lookout.look(crew, observer);
+        parts
     })
 }
 
