@@ -20,6 +20,8 @@ const DIFFERENCE: f64 = 0.1;
 const CLEARLY: f64 = 4.0;
 /// Less time is spent with starting, and says nothing of a level; in nanoseconds.
 const LEAST_NS: u64 = 1_000_000_000;
+/// A rate whose 95 % interval is wider to either side, as a share of it, is not known well enough.
+const WIDTH: f64 = 0.1;
 /// A run that is shorter says nothing about limits.
 const LEAST_ELAPSED: Duration = Duration::from_millis(50);
 
@@ -184,6 +186,28 @@ pub fn limit(report: &Report) -> Limit {
         Some(_) => Limit::Concurrency,
         None => Limit::Unknown,
     }
+}
+
+/// Why the figures should not be built upon, if there is a reason.
+pub fn doubts(report: &Report) -> Vec<String> {
+    let honesty = &report.honesty;
+    let mut doubts = Vec::new();
+    if honesty.missed_percent > 100.0 * (1.0 - DONE_SHARE) {
+        doubts.push(format!("only {:.1} % of the schedule was sent", 100.0 - honesty.missed_percent));
+    }
+    if honesty.limited_by == Limit::Client {
+        doubts.push(format!("this client was the limit: it used {:.0} % of a core", honesty.client_cpu_percent));
+    }
+    if honesty.steady == Some(false) {
+        doubts.push("the rate was not steady".to_owned());
+    }
+    if let Some(rate) = honesty.rate
+        && rate.high - rate.value > WIDTH * rate.value
+    {
+        let width = 100.0 * (rate.high - rate.value) / rate.value;
+        doubts.push(format!("the rate is known to +- {width:.0} % only"));
+    }
+    doubts
 }
 
 /// Whether the schedule was done, and not long after its end.

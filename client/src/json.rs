@@ -33,7 +33,7 @@ pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)
 }
 
-/// Reads a report that [`write`] has written.
+/// Reads a report that [`write()`] has written.
 ///
 /// # Errors
 /// Those of `from`, and text that is no report of this schema.

@@ -283,9 +283,14 @@ impl Report {
         }
     }
 
-    /// Judges what limited the rate, after the run and again when more is known of the server.
+    /// Judges what limited the rate: after the run, and again when `server` has been filled in.
     pub fn judge(&mut self) {
         self.honesty.limited_by = honesty::limit(self);
+    }
+
+    /// Why the figures should not be built upon, one line each; empty if they may.
+    pub fn doubts(&self) -> Vec<String> {
+        honesty::doubts(self)
     }
 
     /// Whether the run says nothing bad: nothing failed, nothing in the plan was left out, and something was done.
