@@ -26,6 +26,8 @@ use options::Cli;
 use progress::{Screen, Show};
 
 const FAILED: u8 = 1;
+/// Nothing failed, and still the figures prove nothing.
+const INCONCLUSIVE: u8 = 4;
 const INTERRUPTED: u8 = 130;
 /// These end a process too. With a live view they end the run instead, so that the terminal is itself again.
 const RESTORE: [i32; 2] = [SIGHUP, SIGQUIT];
@@ -63,12 +65,17 @@ fn load(cli: &Cli) -> anyhow::Result<u8> {
     let report = report?;
     let ended = report.ended;
     let good = report.is_good();
+    let doubts = if cli.strict { report.doubts() } else { Vec::new() };
     print(report, files, cli.explain)?;
     series?;
+    for doubt in &doubts {
+        _ = writeln!(io::stderr(), "client: inconclusive: {doubt}");
+    }
     Ok(match ended {
         Ended::Interrupted => INTERRUPTED,
-        _ if good => 0,
-        _ => FAILED,
+        _ if !good => FAILED,
+        _ if doubts.is_empty() => 0,
+        _ => INCONCLUSIVE,
     })
 }
 

@@ -102,6 +102,10 @@ pub struct Cli {
     /// CPUs for those threads, such as 1 or 2,4-7
     #[arg(long, value_name = "LIST", value_parser = cpus, help_heading = "This client")]
     pin: Option<Cpus>,
+    /// Exit with 4 where the figures prove nothing: less than 99 % of -R was sent, this client was the limit, or the rate
+    /// was not steady or is not known to 10 %
+    #[arg(long, help_heading = "This client")]
+    pub strict: bool,
     /// Record no latencies, only counts: shows what recording costs
     #[arg(long, help_heading = "This client")]
     no_latency: bool,
@@ -170,6 +174,7 @@ Exit status:
   0  every answer came and was right
   1  the run could not start, or something failed
   2  the command line is wrong
+  4  with --strict: nothing failed, but the figures prove nothing
   130  interrupted by Ctrl-C; the report tells what was done";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -148,6 +148,25 @@ fn nodelay_is_one_call_more_per_connection() {
 }
 
 #[test]
+fn a_rate_that_is_not_kept_is_told() {
+    // One connection, and each answer takes 20 ms: of 100 requests a second half are sent, in the second after too.
+    let server = Server::with(|conn| {
+        let mut conn = BufReader::new(conn);
+        while let Some(n) = request(&mut conn) {
+            thread::sleep(Duration::from_millis(20));
+            if conn.get_mut().write_all(&pattern(n)).is_err() {
+                return;
+            }
+        }
+    });
+    let load = ["-R", "200", "-k", "0", "-c", "1", "-d", "1s", "--timeout", "200ms"];
+    client(&server, &load).expect(0, &["WARNING: only ", "of the schedule was sent"]);
+    let strict = [&load[..], &["--strict"]].concat();
+    client(&server, &strict).expect(4, &["client: inconclusive: only ", "OK: "]);
+    client(&server, &["-R", "20", "-k", "0", "-c", "2", "-d", "300ms", "--strict"]).expect(0, &["OK: 6 answers"]);
+}
+
+#[test]
 fn usage_errors_are_told_from_runs_that_fail() {
     for (args, code) in [(&["-R", "x"][..], 2), (&["-R", "5", "--think", "1s"], 2), (&["--arrivals", "poisson"], 2)] {
         run(&mut command(args)).expect(code, &["error: "]);
