@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use support::{Server, have, serve_well, syscalls};
 
-/// How many events an epoll_wait reports depends on what else the machine does: the best of so many runs counts.
+/// How many events an epoll_pwait2 reports depends on what else the machine does: the best of so many runs counts.
 const ATTEMPTS: usize = 5;
 const REQUESTS: u64 = 3000;
 
@@ -23,7 +23,7 @@ fn calls(server: &Server, args: &[&str]) -> BTreeMap<String, i64> {
     long.into_iter().map(|(name, n)| (name.clone(), n as i64 - less(&name))).collect()
 }
 
-/// Besides epoll_wait, `each` request makes these calls once and no others; all together they keep to the bar.
+/// Besides epoll_pwait2, `each` request makes these calls once and no others; all together they keep to the bar.
 fn check(test: &str, args: &[&str], each: &[&str], bar: f64) {
     if !have("strace", test) {
         return;
