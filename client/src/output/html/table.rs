@@ -38,7 +38,12 @@ impl Table {
     }
 
     fn class(&self, column: usize) -> &'static str {
-        if column >= self.numbers_from { " class=\"n\"" } else { "" }
+        match column {
+            _ if column >= self.numbers_from => " class=\"n\"",
+            // Text from elsewhere, as long as it may be, is broken where it must be.
+            2 => " class=\"x\"",
+            _ => "",
+        }
     }
 
     /// The element; all text in it is escaped here.

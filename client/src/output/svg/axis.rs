@@ -14,9 +14,18 @@ const LINES: f64 = 8.0;
 pub struct Axis {
     range: Range<f64>,
     lines: Vec<f64>,
-    label: fn(f64) -> String,
+    label: Label,
     /// What it measures.
     pub name: &'static str,
+}
+
+/// What stands beside a line of an axis.
+#[derive(Clone, Copy, Debug)]
+enum Label {
+    Time,
+    Percentile,
+    /// With so many digits behind the point.
+    Number(usize),
 }
 
 impl Axis {
@@ -27,7 +36,7 @@ impl Axis {
         let decades = low.floor() as i32..=high.ceil() as i32;
         let lines = decades.flat_map(|decade| parts.iter().map(move |part| f64::from(decade) + part.log10()));
         let lines = lines.filter(|at| (low..=high).contains(at)).collect();
-        Axis { range: low..high, lines, label: |log| form::time(10_f64.powf(log)), name }
+        Axis { range: low..high, lines, label: Label::Time, name }
     }
 
     /// Percentiles up to that of the last of so many samples; each further 9 takes the same room.
@@ -35,7 +44,7 @@ impl Axis {
         let end = (samples.max(10) as f64).log10();
         let mut lines = vec![0.0, 2_f64.log10()];
         lines.extend((1..=end.floor() as i32).map(f64::from));
-        Axis { range: 0.0..end + 0.02, lines, label: percentile, name }
+        Axis { range: 0.0..end + 0.02, lines, label: Label::Percentile, name }
     }
 
     /// Numbers from zero.
@@ -44,8 +53,9 @@ impl Axis {
         let power = 10_f64.powf((end / LINES).log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|part| part * power).find(|step| end / step <= LINES);
         let step = step.unwrap_or(end);
+        let digits = (-step.log10()).ceil().max(0.0) as usize;
         let lines = (0..=(end / step + 1e-9) as u32).map(|n| f64::from(n) * step).collect();
-        Axis { range: 0.0..end, lines, label: form::short, name }
+        Axis { range: 0.0..end, lines, label: Label::Number(digits), name }
     }
 }
 
@@ -79,7 +89,12 @@ impl Ranged for Axis {
 
 impl ValueFormatter<f64> for Axis {
     fn format_ext(&self, value: &f64) -> String {
-        (self.label)(*value)
+        match self.label {
+            Label::Time => form::time(10_f64.powf(*value)),
+            Label::Percentile => percentile(*value),
+            Label::Number(0) => form::short(*value),
+            Label::Number(digits) => format!("{value:.digits$}"),
+        }
     }
 }
 
@@ -98,7 +113,8 @@ mod tests {
         assert_eq!(labels(&Axis::times("", 3.0, 3.0)), ["1 us", "2 us"]);
         assert_eq!(labels(&Axis::percentiles("", 20_000)), ["0 %", "50 %", "90 %", "99 %", "99.9 %", "99.99 %"]);
         assert_eq!(labels(&Axis::numbers("", 43_000.0)), ["0", "10k", "20k", "30k", "40k"]);
-        assert_eq!(labels(&Axis::numbers("", 1.5)), ["0", "0.2", "0.4", "0.6", "0.8", "1", "1.2", "1.4"]);
+        assert_eq!(labels(&Axis::numbers("", 1.5)), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0", "1.2", "1.4"]);
+        assert_eq!(labels(&Axis::numbers("", 0.012)).last().unwrap(), "0.012");
         assert_eq!(labels(&Axis::numbers("", 0.0)).len(), 6);
     }
 }

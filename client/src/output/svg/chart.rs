@@ -36,8 +36,7 @@ const LETTER: u32 = 8;
 const LONGEST_NAME: usize = 40;
 /// Shades of the heat map; neighbors of one shade are one rectangle.
 const SHADES: f64 = 12.0;
-/// A line of fewer points shows each of them.
-const MARKED: usize = 40;
+const FAINTEST: f64 = 2.0;
 
 type Drawing<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Plane<'b, 'a> = ChartContext<'b, SVGBackend<'a>, Cartesian2d<Axis, Axis>>;
@@ -75,12 +74,14 @@ struct Line {
     color: RGBColor,
     points: Vec<(f64, f64)>,
     doubtful: Vec<(f64, f64)>,
+    /// Each point is a measurement of its own, and shown.
+    marked: bool,
 }
 
 impl Line {
     fn new(name: &str, number: usize, points: Vec<(f64, f64)>) -> Self {
         let color = LINES.get(number % LINES.len()).copied().unwrap_or(INK);
-        Line { name: name.to_owned(), color, points, doubtful: Vec::new() }
+        Line { name: name.to_owned(), color, points, doubtful: Vec::new(), marked: false }
     }
 }
 
@@ -169,7 +170,7 @@ fn lines<'a>(area: &Drawing<'a>, x: &Axis, y: &Axis, lines: &[Line]) -> Result<(
     for line in lines {
         let style = line.color.stroke_width(2);
         chart.draw_series(LineSeries::new(line.points.iter().copied(), style))?;
-        if line.points.len() < MARKED {
+        if line.marked || line.points.len() == 1 {
             chart.draw_series(line.points.iter().map(|point| Circle::new(*point, 3, line.color.filled())))?;
         }
         chart.draw_series(DashedLineSeries::new(line.doubtful.iter().copied(), 4, 4, style))?;
@@ -316,7 +317,7 @@ pub fn load(runs: &[Run]) -> io::Result<Option<Chart>> {
         };
         let mut points: Vec<(f64, f64)> = runs.iter().filter_map(point).collect();
         points.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        curves.push(Line::new(name, number, points));
+        curves.push(Line { marked: true, ..Line::new(name, number, points) });
     }
     let ys = bounds(all(&curves).map(|(_, y)| y));
     let most = all(&curves).map(|(x, _)| x).fold(0.0, f64::max);
@@ -333,7 +334,7 @@ pub fn load(runs: &[Run]) -> io::Result<Option<Chart>> {
 /// A rectangle of the heat map: seconds across, logarithm of time upwards, and how dark.
 type Cell = (Range<f64>, Range<f64>, f64);
 
-/// Response times in the course of a run: the more requests, the darker.
+/// Response times in the course of a run: the more requests, the stronger the color.
 pub fn heat(run: &Run, number: usize, of: usize) -> io::Result<Option<Chart>> {
     let report = &run.report;
     let cells = cells(report);
@@ -346,8 +347,7 @@ pub fn heat(run: &Run, number: usize, of: usize) -> io::Result<Option<Chart>> {
         _ => format!("Response times in the course of the run: {}", run.name),
     };
     let about = format!(
-        "Seconds across, response time upwards, logarithmic. The darker, the more requests; each shade is about twice \
-         as many. Longest {}.",
+        "Seconds across, response time upwards, logarithmic. The stronger the color, the more requests. Longest {}.",
         form::time(longest as f64)
     );
     let color = LINES.get(if of == 1 { 0 } else { number } % LINES.len()).copied().unwrap_or(INK);
@@ -368,11 +368,13 @@ pub fn heat(run: &Run, number: usize, of: usize) -> io::Result<Option<Chart>> {
 fn cells(report: &Report) -> Vec<Cell> {
     let density = |count: u64, length: u64| count as f64 / (length.max(1) as f64);
     let cells = report.series.iter().flat_map(|slice| slice.heat.iter().map(move |(k, count)| (slice, *k, *count)));
-    let most = cells.clone().map(|(slice, _, count)| density(count, slice.length_ns)).fold(0.0, f64::max);
+    let (few, most) =
+        bounds(cells.clone().map(|(slice, _, count)| density(count, slice.length_ns).ln())).unwrap_or_default();
     let mut rows: BTreeMap<u16, Vec<Cell>> = BTreeMap::new();
     for (slice, k, count) in cells.filter(|(.., count)| *count > 0) {
-        let halves = (most / density(count, slice.length_ns)).log2();
-        let shade = (SHADES - halves.round()).max(1.0);
+        // Logarithmic between the fewest and the most that there are, so that a single slow request is seen too.
+        let part = (density(count, slice.length_ns).ln() - few) / (most - few).max(1e-9);
+        let shade = (FAINTEST + (SHADES - FAINTEST) * part).round();
         let start = slice.start_ns as f64 / 1e9;
         let end = (slice.start_ns + slice.length_ns) as f64 / 1e9;
         let row = rows.entry(k).or_default();
