@@ -169,6 +169,9 @@ Examples:
                                     more and more strangers, each on a connection of its own
   client -c 1 -t 1 -b 1m            one answer of a million bytes
   client -q -j - -d 2s              nothing but JSON
+  client -d 10s --tui --html x.html  watch the run, and keep a page with charts of it
+  client report a.json b.json --html x.html
+                                    a page from saved reports, laid over one another
 
 Exit status:
   0  every answer came and was right

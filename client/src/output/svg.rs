@@ -6,6 +6,7 @@
 
 mod axis;
 mod chart;
+mod heat;
 
 use std::fmt::Write as _;
 use std::io;
@@ -59,7 +60,7 @@ pub fn charts(runs: &[Run]) -> io::Result<Vec<Chart>> {
     charts.extend(chart::load(runs)?);
     charts.extend(chart::rate(runs)?);
     for (number, run) in runs.iter().enumerate() {
-        charts.extend(chart::heat(run, number, runs.len())?);
+        charts.extend(heat::heat(run, number, runs.len())?);
     }
     Ok(charts)
 }

@@ -1,10 +1,8 @@
 //! The charts.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io;
-use std::ops::Range;
 
 use hdrhistogram::Histogram;
 use plotters::coord::Shift;
@@ -17,10 +15,10 @@ use crate::output::form::{self, escape};
 use crate::report::Report;
 
 const PAPER: RGBColor = RGBColor(0xFF, 0xFF, 0xFF);
-const INK: RGBColor = RGBColor(0x1B, 0x1F, 0x24);
+pub(super) const INK: RGBColor = RGBColor(0x1B, 0x1F, 0x24);
 const AXIS: RGBColor = RGBColor(0x6B, 0x74, 0x80);
 const GRID: RGBColor = RGBColor(0xD9, 0xDE, 0xE4);
-const LINES: [RGBColor; 6] = [
+pub(super) const LINES: [RGBColor; 6] = [
     RGBColor(0x0B, 0x63, 0xB5),
     RGBColor(0xB8, 0x4A, 0x00),
     RGBColor(0x1A, 0x7F, 0x4B),
@@ -34,12 +32,9 @@ const ROW: u32 = 24;
 const LETTER: u32 = 8;
 /// More of a name is cut.
 const LONGEST_NAME: usize = 40;
-/// Shades of the heat map; neighbors of one shade are one rectangle.
-const SHADES: f64 = 12.0;
-const FAINTEST: f64 = 2.0;
 
-type Drawing<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Plane<'b, 'a> = ChartContext<'b, SVGBackend<'a>, Cartesian2d<Axis, Axis>>;
+pub(super) type Drawing<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(super) type Plane<'b, 'a> = ChartContext<'b, SVGBackend<'a>, Cartesian2d<Axis, Axis>>;
 
 /// A chart, ready to stand in a document.
 #[derive(Clone, Debug)]
@@ -86,7 +81,7 @@ impl Line {
 }
 
 /// Draws into the part below the legend.
-fn drawn(
+pub(super) fn drawn(
     id: &str,
     title: &str,
     about: String,
@@ -144,7 +139,7 @@ fn font(size: u32) -> TextStyle<'static> {
 }
 
 /// Axes and grid.
-fn plane<'a, 'b>(area: &'b Drawing<'a>, x: &Axis, y: &Axis) -> Result<Plane<'b, 'a>, Box<dyn Error + 'a>> {
+pub(super) fn plane<'a, 'b>(area: &'b Drawing<'a>, x: &Axis, y: &Axis) -> Result<Plane<'b, 'a>, Box<dyn Error + 'a>> {
     let mut chart = ChartBuilder::on(area)
         .margin(10)
         .margin_right(36)
@@ -182,7 +177,7 @@ fn legend(lines: &[Line]) -> Vec<(String, RGBColor)> {
     lines.iter().map(|line| (line.name.clone(), line.color)).collect()
 }
 
-fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+pub(super) fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     values.fold(None, |bounds, value| match bounds {
         None => Some((value, value)),
         Some((low, high)) => Some((value.min(low), value.max(high))),
@@ -306,7 +301,9 @@ pub fn load(runs: &[Run]) -> io::Result<Option<Chart>> {
         .collect();
     loads.sort_unstable();
     loads.dedup();
-    if loads.len() < 2 {
+    let open = runs.iter().filter(|run| run.report.plan.rate.is_some()).count();
+    // Points of a closed and of an open loop make no line together.
+    if loads.len() < 2 || (open > 0 && open < runs.len()) {
         return Ok(None);
     }
     let mut curves = Vec::new();
@@ -329,64 +326,6 @@ pub fn load(runs: &[Run]) -> io::Result<Option<Chart>> {
         lines(area, &x, &y, &curves)
     });
     chart.map(Some)
-}
-
-/// A rectangle of the heat map: seconds across, logarithm of time upwards, and how dark.
-type Cell = (Range<f64>, Range<f64>, f64);
-
-/// Response times in the course of a run: the more requests, the stronger the color.
-pub fn heat(run: &Run, number: usize, of: usize) -> io::Result<Option<Chart>> {
-    let report = &run.report;
-    let cells = cells(report);
-    let ys = bounds(cells.iter().flat_map(|(_, y, _)| [y.start, y.end]));
-    let Some(((low, high), last)) = ys.zip(report.series.last()) else { return Ok(None) };
-    let longest = report.series.iter().map(|slice| slice.max_ns).max().unwrap_or_default();
-    let end = (last.start_ns + last.length_ns) as f64 / 1e9;
-    let title = match of {
-        1 => "Response times in the course of the run".to_owned(),
-        _ => format!("Response times in the course of the run: {}", run.name),
-    };
-    let about = format!(
-        "Seconds across, response time upwards, logarithmic. The stronger the color, the more requests. Longest {}.",
-        form::time(longest as f64)
-    );
-    let color = LINES.get(if of == 1 { 0 } else { number } % LINES.len()).copied().unwrap_or(INK);
-    let x = Axis::numbers("time, s", end);
-    let y = Axis::times("response time", low, high.max(log(longest as f64)));
-    let chart = drawn(&format!("heat-{number}"), &title, about, &[], |area| {
-        let mut chart = plane(area, &x, &y)?;
-        let rectangle = |(x, y, shade): &Cell| {
-            Rectangle::new([(x.start, y.end), (x.end, y.start)], color.mix(shade / SHADES).filled())
-        };
-        chart.draw_series(cells.iter().map(rectangle))?;
-        Ok(())
-    });
-    chart.map(Some)
-}
-
-/// The rectangles: in each row those of one shade that touch are one.
-fn cells(report: &Report) -> Vec<Cell> {
-    let density = |count: u64, length: u64| count as f64 / (length.max(1) as f64);
-    let cells = report.series.iter().flat_map(|slice| slice.heat.iter().map(move |(k, count)| (slice, *k, *count)));
-    let (few, most) =
-        bounds(cells.clone().map(|(slice, _, count)| density(count, slice.length_ns).ln())).unwrap_or_default();
-    let mut rows: BTreeMap<u16, Vec<Cell>> = BTreeMap::new();
-    for (slice, k, count) in cells.filter(|(.., count)| *count > 0) {
-        // Logarithmic between the fewest and the most that there are, so that a single slow request is seen too.
-        let part = (density(count, slice.length_ns).ln() - few) / (most - few).max(1e-9);
-        let shade = (FAINTEST + (SHADES - FAINTEST) * part).round();
-        let start = slice.start_ns as f64 / 1e9;
-        let end = (slice.start_ns + slice.length_ns) as f64 / 1e9;
-        let row = rows.entry(k).or_default();
-        match row.last_mut() {
-            Some((x, _, before)) if *before == shade && x.end == start => x.end = end,
-            _ => {
-                let log = |k: u16| f64::from(k) / 4.0 * 2_f64.log10();
-                row.push((start..end, log(k)..log(k + 1), shade));
-            }
-        }
-    }
-    rows.into_values().flatten().collect()
 }
 
 #[cfg(test)]
