@@ -6,9 +6,11 @@
 use std::time::Duration;
 
 use crate::answer::{Answer, Verdict};
-use crate::failure::Failure;
+use crate::failure::{Failure, Phase};
 use crate::plan::{Close, Plan, Until, Verify};
+use crate::random::Random;
 use crate::stats::{Instants, Tally};
+use crate::workload::Workload;
 
 /// What the engine does next with the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,9 +26,9 @@ pub enum Step {
 }
 
 /// What a plan means for one client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rules {
-    want: u32,
+    work: Workload,
     verify: Verify,
     per_connection: u32,
     endless: bool,
@@ -41,7 +43,7 @@ pub struct Rules {
 impl From<&Plan> for Rules {
     fn from(plan: &Plan) -> Self {
         Rules {
-            want: plan.bytes,
+            work: plan.into(),
             verify: plan.verify,
             per_connection: plan.per_connection,
             // With a rate it is the schedule that ends.
@@ -76,8 +78,16 @@ enum State {
 #[derive(Debug, Default)]
 pub struct Client {
     state: State,
-    /// How much of the request the kernel has taken.
-    taken: u8,
+    /// How much of the requests sent together the kernel has taken, in bytes.
+    taken: u64,
+    /// How many requests were sent together, and how many of them have no answer yet.
+    batch: u16,
+    unanswered: u16,
+    /// Bytes of the answer that is due next.
+    want: u32,
+    /// What sizes are drawn from: at the first request of those sent together, and behind the answer that is due next.
+    batch_random: Random,
+    random: Random,
     /// The errno of a send that failed; what the server had said before may still be read.
     send_errno: i32,
     /// Connections not begun yet; where the connection is kept, requests not begun yet.
@@ -90,12 +100,12 @@ pub struct Client {
 
 impl Client {
     /// A client with all its work before it.
-    pub fn new(until: Until) -> Self {
+    pub fn new(until: Until, random: Random) -> Self {
         let tries_left = match until {
             Until::Tries(tries) => tries,
             Until::Elapsed(_) => 1,
         };
-        Client { tries_left, ..Client::default() }
+        Client { tries_left, random, ..Client::default() }
     }
 
     /// Whether it has a connection under way.
@@ -138,9 +148,11 @@ impl Client {
         self.tries_left > 0
     }
 
-    /// How much of the request text the kernel has taken.
-    pub fn taken(&self) -> usize {
-        usize::from(self.taken)
+    /// What is to be sent now, or its first piece, and how many bytes it is with what was sent already.
+    pub fn text<'a>(&self, rules: &'a Rules, scratch: &'a mut String) -> (&'a [u8], u64) {
+        let count = u32::from(self.batch);
+        let whole = rules.work.length(count, &self.batch_random);
+        (rules.work.text(count, &self.batch_random, self.taken, scratch), whole)
     }
 
     /// When its connection, or its request on a kept connection, began.
@@ -162,7 +174,7 @@ impl Client {
         self.state = State::Connecting;
         self.at.start = now;
         self.at.intended = intended;
-        self.next_request(now);
+        self.next_requests(now, rules);
     }
 
     /// connect() is about to be called, for a connection that waits for its first request.
@@ -179,11 +191,11 @@ impl Client {
     }
 
     /// The next request on a connection that is ready, which was to start at `intended`.
-    pub fn next(&mut self, now: u64, intended: u64) {
+    pub fn next(&mut self, now: u64, intended: u64, rules: &Rules) {
         self.state = State::Sending;
         self.at.start = now;
         self.at.intended = intended;
-        self.next_request(now);
+        self.next_requests(now, rules);
     }
 
     /// The server has closed the connection while no request was under way: that is no failure.
@@ -198,19 +210,20 @@ impl Client {
     pub fn rewind(&mut self, rules: &Rules) {
         self.state = State::Idle;
         if !rules.endless {
-            self.tries_left += 1;
+            self.tries_left += if rules.per_connection == 0 { u32::from(self.batch.max(1)) } else { 1 };
         }
+        self.random = self.batch_random.clone();
     }
 
     /// The kernel took `n` bytes of the request in a send at `now`. Returns true when `whole` bytes are taken.
-    pub fn took(&mut self, n: usize, whole: usize, now: u64, tally: &mut Tally) -> bool {
+    pub fn took(&mut self, n: usize, whole: u64, now: u64, tally: &mut Tally) -> bool {
         self.established(now, tally);
         if self.taken == 0 {
             self.at.sent = now;
-            tally.sent += 1;
+            tally.sent += u64::from(self.batch);
         }
-        self.taken = self.taken.saturating_add(n as u8);
-        if usize::from(self.taken) >= whole {
+        self.taken += n as u64;
+        if self.taken >= whole {
             self.state = State::Waiting;
         }
         self.state == State::Waiting
@@ -220,7 +233,7 @@ impl Client {
     pub fn send_failed(&mut self, errno: i32, now: u64, tally: &mut Tally) {
         self.established(now, tally);
         if self.taken == 0 {
-            tally.sent += 1;
+            tally.sent += u64::from(self.batch);
         }
         self.send_errno = errno;
         self.state = State::Waiting;
@@ -233,19 +246,45 @@ impl Client {
             State::Idle | State::Opening | State::Ready => return Step::Close,
             State::AwaitingClose if rules.verify == Verify::None => return Step::Wait,
             State::AwaitingClose => {
-                let failure = Failure::TooManyBytes { extra: bytes.len() as u64, want: rules.want };
+                let failure = Failure::TooManyBytes { extra: bytes.len() as u64, want: self.want };
                 return self.fail(&failure, now, tally);
             }
             State::Connecting | State::Sending | State::Waiting => {}
         }
-        if !self.answer.begun() {
-            self.at.first = now;
+        let mut rest = bytes;
+        loop {
+            if !self.answer.begun() {
+                self.at.first = now;
+            }
+            let mine = self.of_this_answer(rest);
+            match self.answer.feed(mine, self.want, rules.verify) {
+                Verdict::Wrong(failure) => return self.fail(&failure, now, tally),
+                Verdict::Complete if self.unanswered <= 1 => return self.complete(now, rules, tally),
+                Verdict::Complete => self.next_answer(now, rules, tally),
+                Verdict::Incomplete => {}
+            }
+            rest = rest.get(mine.len()..).unwrap_or_default();
+            if rest.is_empty() {
+                return Step::Wait;
+            }
         }
-        match self.answer.feed(bytes, rules.want, rules.verify) {
-            Verdict::Incomplete => Step::Wait,
-            Verdict::Wrong(failure) => self.fail(&failure, now, tally),
-            Verdict::Complete => self.complete(now, rules, tally),
+    }
+
+    /// The bytes that belong to the answer under way: all of them, unless other answers are due behind it.
+    fn of_this_answer<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        match self.answer.missing(self.want) {
+            missing @ 1.. if self.unanswered > 1 => bytes.get(..missing).unwrap_or(bytes),
+            _ => bytes,
         }
+    }
+
+    /// One of several requests that were sent together is answered.
+    fn next_answer(&mut self, now: u64, rules: &Rules, tally: &mut Tally) {
+        self.at.last = now;
+        self.done(rules, tally);
+        self.unanswered -= 1;
+        self.want = rules.work.want(&mut self.random);
+        self.answer.reset();
     }
 
     /// The server has closed.
@@ -256,17 +295,17 @@ impl Client {
                 self.state = State::Idle;
                 Step::Close
             }
-            _ if self.send_errno != 0 => self.broken(self.send_errno, now, rules, tally),
-            _ => self.fail(&self.answer.closed(rules.want), now, tally),
+            _ if self.send_errno != 0 => self.broken(self.send_errno, now, tally),
+            _ => self.fail(&self.answer.closed(self.want), now, tally),
         }
     }
 
     /// recv failed for good; `errno` is its reason unless a send had failed before.
-    pub fn broken(&mut self, errno: i32, now: u64, rules: &Rules, tally: &mut Tally) -> Step {
+    pub fn broken(&mut self, errno: i32, now: u64, tally: &mut Tally) -> Step {
         let errno = if self.send_errno == 0 { errno } else { self.send_errno };
         let failure = match self.state {
-            State::AwaitingClose => Failure::ResetInAnswer { got: u64::from(rules.want), want: rules.want },
-            _ => self.answer.broken(errno, rules.want),
+            State::AwaitingClose => Failure::ResetInAnswer { got: u64::from(self.want), want: self.want },
+            _ => self.answer.broken(errno, self.want),
         };
         self.fail(&failure, now, tally)
     }
@@ -290,7 +329,7 @@ impl Client {
         Some(match self.state {
             State::Connecting | State::Opening => Failure::ConnectTimedOut(bound.as_millis()),
             State::AwaitingClose => Failure::NotClosed(bound.as_millis()),
-            _ => self.answer.late(bound.as_millis(), rules.want),
+            _ => self.answer.late(bound.as_millis(), self.want),
         })
     }
 
@@ -302,9 +341,12 @@ impl Client {
             _ => self.at.sent,
         };
         if self.state == State::Sending && self.taken == 0 {
-            tally.sent += 1;
+            tally.sent += u64::from(self.batch);
         }
-        tally.failure(failure, now, now.saturating_sub(since));
+        let failed = if failure.kind().phase() == Phase::Connect { 1 } else { self.unanswered };
+        for _ in 0..failed {
+            tally.failure(failure, now, now.saturating_sub(since));
+        }
         self.state = State::Idle;
         Step::Close
     }
@@ -316,7 +358,7 @@ impl Client {
             State::Connecting | State::Opening => tally.connects_censored += 1,
             State::Sending if self.taken == 0 => {}
             _ => {
-                tally.censored += 1;
+                tally.censored += u64::from(self.unanswered);
                 tally.censored_oldest_ns = tally.censored_oldest_ns.max(now.saturating_sub(self.at.sent));
             }
         }
@@ -342,7 +384,7 @@ impl Client {
             self.state = State::Ready;
             Step::Pause
         } else if another {
-            self.next(now, now);
+            self.next(now, now, rules);
             Step::Send
         } else {
             self.state = State::Idle;
@@ -377,7 +419,27 @@ impl Client {
         another
     }
 
-    fn next_request(&mut self, now: u64) {
+    /// Takes requests that are to be sent together with the next one off what is left, and counts all.
+    fn take_batch(&mut self, rules: &Rules) -> u16 {
+        let most = rules.work.pipeline.saturating_sub(1);
+        let more = match (rules.per_connection, rules.endless) {
+            (0, true) => most,
+            (0, false) => most.min(self.tries_left),
+            _ => most.min(self.requests_left),
+        };
+        match rules.per_connection {
+            0 if !rules.endless => self.tries_left -= more,
+            0 => {}
+            _ => self.requests_left -= more,
+        }
+        more as u16 + 1
+    }
+
+    fn next_requests(&mut self, now: u64, rules: &Rules) {
+        self.batch = self.take_batch(rules);
+        self.unanswered = self.batch;
+        self.batch_random = self.random.clone();
+        self.want = rules.work.want(&mut self.random);
         self.taken = 0;
         self.send_errno = 0;
         self.answer.reset();
@@ -396,7 +458,7 @@ mod tests {
     }
 
     fn client(plan: &Plan) -> (Client, Rules, Tally) {
-        (Client::new(plan.until), Rules::from(plan), Tally::new().unwrap())
+        (Client::new(plan.until, Random::default()), Rules::from(plan), Tally::new().unwrap())
     }
 
     #[test]
@@ -477,7 +539,7 @@ mod tests {
         let mut second = open(10, &mut tally);
         assert_eq!(second.received(b"f", 19, &rules, &mut tally), Step::Close);
         let mut third = open(20, &mut tally);
-        assert_eq!(third.broken(libc::ECONNRESET, 29, &rules, &mut tally), Step::Close);
+        assert_eq!(third.broken(libc::ECONNRESET, 29, &mut tally), Step::Close);
         let fourth = open(30, &mut tally);
         assert_eq!(fourth.overdue(31 + 10_000_000_000, &rules), Some(Failure::NotClosed(10_000)));
         let kinds: Vec<_> = tally.rows.iter().map(|row| row.kind).collect();
@@ -529,9 +591,11 @@ mod tests {
     proptest! {
         /// sent = done + failed + censored, and tried = connected + failed + censored, whatever happens.
         #[test]
-        fn no_request_is_lost(events in prop::collection::vec(event(), 0..200), k in 0u32..4, server in any::<bool>()) {
+        fn no_request_is_lost(events in prop::collection::vec(event(), 0..200), k in 0u32..4, server in any::<bool>(), p in 1u32..4) {
             let close = if server { Close::Server } else { Close::Fin };
-            let plan = Plan { per_connection: k, until: Until::Tries(9), close, ..plan() };
+            let pipeline = if k == 0 { p } else { p.min(k) };
+            let plan = Plan { per_connection: k, until: Until::Tries(9), close, pipeline, ..plan() };
+            let mut scratch = String::new();
             let (mut client, rules, mut tally) = client(&plan);
             let mut now = 0;
             for event in events {
@@ -542,7 +606,10 @@ mod tests {
                     tally.tried += 1;
                 }
                 match event {
-                    Event::Took(n) if client.is_sending() => { client.took(usize::from(n), 2, now, &mut tally); }
+                    Event::Took(n) if client.is_sending() => {
+                        let whole = client.text(&rules, &mut scratch).1;
+                        client.took(usize::from(n), whole, now, &mut tally);
+                    }
                     Event::SendFailed if client.is_sending() => client.send_failed(libc::EPIPE, now, &mut tally),
                     Event::Late => {
                         now += 20_000_000_000;
@@ -551,7 +618,7 @@ mod tests {
                     _ if client.is_sending() => {}
                     Event::Received(bytes) => { client.received(&bytes, now, &rules, &mut tally); }
                     Event::Eof => { client.eof(now, &rules, &mut tally); }
-                    Event::Broken => { client.broken(libc::ECONNRESET, now, &rules, &mut tally); }
+                    Event::Broken => { client.broken(libc::ECONNRESET, now, &mut tally); }
                     _ => {}
                 }
             }

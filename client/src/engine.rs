@@ -59,7 +59,8 @@ struct Engine<'a> {
     crew: &'a Crew,
     thread: usize,
     rules: Rules,
-    request: Vec<u8>,
+    /// Where requests are prepared that are not all the same.
+    scratch: String,
     reset_on_close: bool,
     clients: u64,
     end: Option<u64>,
@@ -84,6 +85,8 @@ struct Engine<'a> {
     addrs: Vec<SocketAddr>,
     addr: SocketAddr,
     peer: SockAddr,
+    /// The number of the next connection, from which its way follows.
+    way: u64,
     /// The very first connection is under way. Until it is established nobody else starts.
     probing: bool,
     fatal: Option<CouldNotRun>,
@@ -107,13 +110,15 @@ impl<'a> Engine<'a> {
         let pace = Pace::new(plan, thread as u64, crew.threads.into(), slots);
         // The connections of a schedule are opened by it, unless they are kept and so opened before it.
         let starting = if pace.is_some() && plan.per_connection != 0 { 0 } else { slots as u32 };
-        let client = || if plan.rate.is_some() { Client::default() } else { Client::new(plan.until) };
-        let slot = || Slot { client: client(), socket: None, ramping: false, established: false, free_since: 0 };
+        // With a rate it is the schedule that says how much there is to do.
+        let until = plan.rate.map_or(plan.until, |_| Until::Tries(0));
+        let client = |i: usize| Client::new(until, start::sizes_of(plan, thread, i));
+        let slot = |i| Slot { client: client(i), socket: None, ramping: false, established: false, free_since: 0 };
         Ok(Engine {
             crew,
             thread,
             rules: Rules::from(plan),
-            request: format!("{}\n", plan.bytes).into_bytes(),
+            scratch: String::new(),
             reset_on_close: plan.close == Close::Rst,
             clients: slots as u64,
             end: match plan.until {
@@ -124,7 +129,7 @@ impl<'a> Engine<'a> {
             base: crew.base,
             epoll,
             buffer: vec![0; BUFFER],
-            slots: (0..slots).map(|_| slot()).collect(),
+            slots: (0..slots).map(slot).collect(),
             ramp: Ramp::new(starting, plan.connect_burst),
             ready: Vec::with_capacity(slots),
             spare: Vec::with_capacity(slots),
@@ -141,6 +146,7 @@ impl<'a> Engine<'a> {
             addrs,
             addr,
             peer: addr.into(),
+            way: thread as u64,
             probing: thread == 0,
             fatal: None,
             gave_up: None,

@@ -1,7 +1,7 @@
 //! What can go wrong, in which phase, and what to do about it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,14 @@ pub enum CouldNotRun {
         need: u64,
         /// The hard limit, `RLIMIT_NOFILE`.
         hard: u64,
+    },
+    /// A local address that no connection can come from.
+    #[error("source {addr}: {why}")]
+    Source {
+        /// The address.
+        addr: IpAddr,
+        /// What is wrong with it.
+        why: String,
     },
     /// A call that has to work did not.
     #[error("{call}: {}", reason(.source))]
@@ -279,7 +287,7 @@ impl Kind {
             Kind::ConnectReset => "the server's machine dropped it: look at the server's log",
             Kind::Unreachable => "no route to that address: check -i and the network",
             Kind::NoPermission => "a firewall rule on this machine forbids it",
-            Kind::NoLocalPort => "all ports in TIME_WAIT: --close rst, or -k for fewer connects",
+            Kind::NoLocalPort => "ports ran out: --close rst, -k, or more addresses (-S)",
             Kind::NoDescriptor => "raise ulimit -n, or use fewer clients (-c)",
             Kind::ConnectOther => "connect(2) explains these words of the kernel",
             Kind::ResetEarly => "the server dropped it unread: see its log and its limits",

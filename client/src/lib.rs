@@ -10,6 +10,7 @@
 //! | [`plan`] | what to do |
 //! | [`schedule`], [`random`] | when requests are to start |
 //! | `engine`, `ramp` | threads, sockets and epoll |
+//! | [`workload`], [`source`] | what is said on a connection, and from which address |
 //! | [`conn`], [`answer`] | one client and one answer, without a socket in them |
 //! | [`failure`] | what can go wrong, in which phase, and what to do about it |
 //! | [`stats`], [`series`], [`report`] | counts, histograms, slices of time; the result of a run |
@@ -34,10 +35,14 @@ pub mod random;
 pub mod report;
 pub mod schedule;
 pub mod series;
+pub mod source;
 pub mod stats;
 pub mod text;
+pub mod workload;
 
 pub use engine::{Observer, Progress, run};
 pub use failure::{CouldNotRun, Failure, Kind, Phase};
 pub use plan::{Arrivals, Close, Plan, Rate, Think, Until, Verify, Warmup};
 pub use report::{Ended, Report};
+pub use source::Sources;
+pub use workload::{Sizes, Talk};

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod parse;
+mod workload;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +12,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 use client::output::args::Outputs;
 use client::{Arrivals, Close, Plan, Rate, Think, Until, Verify, Warmup};
+
+use workload::{Bytes, WorkArgs, bytes};
 
 use parse::{Cpus, arrivals, cpus, number, port, positive, rate, start_at, think, time, warmup};
 
@@ -25,9 +28,9 @@ pub struct Cli {
     #[arg(conflicts_with_all = ["host", "port", "children", "tries", "bytes", "duration"])]
     book: Option<Vec<String>>,
 
-    /// Host name or address of the server
-    #[arg(short = 'i', long, default_value = "127.0.0.1", help_heading = "Where")]
-    host: String,
+    /// Host name or address of the server; several with commas between them are connected to in turn
+    #[arg(short = 'i', long, default_value = "127.0.0.1", value_delimiter = ',', help_heading = "Where")]
+    host: Vec<String>,
     /// Port of the server
     #[arg(short, long, default_value = "2000", value_parser = port, help_heading = "Where")]
     port: u16,
@@ -39,9 +42,12 @@ pub struct Cli {
     /// Connections each client makes, one after the other (with -k 0: requests on its one connection)
     #[arg(short, long, default_value = "500", value_name = "N", value_parser = positive, help_heading = "What to do")]
     tries: u32,
-    /// Bytes to ask for in one request
-    #[arg(short, long, default_value = "3000", value_name = "N", value_parser = positive, help_heading = "What to do")]
-    bytes: u32,
+    /// Bytes to ask for in one request: N, A-B (anything between), exp:N (at random with this mean), or file:F (those
+    /// in a file, a number per line, at random)
+    #[arg(short, long, default_value = "3000", value_name = "N", value_parser = bytes, help_heading = "What to send")]
+    bytes: Bytes,
+    #[command(flatten)]
+    work: WorkArgs,
     /// Requests on one connection; 0 keeps each connection for the whole run
     #[arg(short = 'k', long, default_value = "1", value_name = "N", value_parser = number)]
     #[arg(help_heading = "What to do")]
@@ -53,9 +59,10 @@ pub struct Cli {
     /// the server, which is waited for (server)
     #[arg(long, default_value = "fin", value_name = "HOW", help_heading = "What to do")]
     close: CloseBy,
-    /// How to check an answer: every byte, only the number of bytes, or not at all
-    #[arg(long, default_value = "pattern", value_name = "HOW", help_heading = "What to do")]
-    verify: Check,
+    /// How to check an answer: every byte, only the number of bytes, or not at all [default: pattern; with --request
+    /// length]
+    #[arg(long, value_name = "HOW", help_heading = "What to do")]
+    verify: Option<Check>,
     /// While the clients start, let at most N wait for their first answer, so that they do not overflow the server's
     /// accept queue; after 100 ms the next N start all the same; 0 = all at once
     #[arg(long, default_value = "512", value_name = "N", value_parser = number, help_heading = "What to do")]
@@ -201,11 +208,10 @@ impl Cli {
     /// A usage error for a positional that is no number.
     pub fn plan(&self) -> Result<Plan, clap::Error> {
         let mut plan = Plan {
-            host: self.host.clone(),
+            host: self.host.join(","),
             port: self.port,
             clients: self.children,
             until: self.duration.map_or(Until::Tries(self.tries), Until::Elapsed),
-            bytes: self.bytes,
             per_connection: self.per_connection,
             connect_timeout: self.connect_timeout,
             timeout: self.timeout,
@@ -214,7 +220,7 @@ impl Cli {
                 CloseBy::Rst => Close::Rst,
                 CloseBy::Server => Close::Server,
             },
-            verify: match self.verify {
+            verify: match self.verify.unwrap_or(Check::Pattern) {
                 Check::Pattern => Verify::Pattern,
                 Check::Length => Verify::Length,
                 Check::None => Verify::None,
@@ -236,7 +242,9 @@ impl Cli {
             threads: self.threads.unwrap_or_default(),
             pin: self.pin.clone().unwrap_or_default().0,
             latency: !self.no_latency,
+            ..Plan::default()
         };
+        self.work.apply(&self.bytes, self.verify.is_some(), &mut plan)?;
         if let Some([host, port_text, children, tries, bytes]) = self.book.as_deref() {
             plan.host.clone_from(host);
             plan.port = port(port_text).map_err(|why| wrong("PORT", port_text, &why))?;

@@ -6,13 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::CouldNotRun;
 use crate::random::Random;
+use crate::source::Sources;
+use crate::workload::{MOST_PIPELINED, Sizes, Talk};
 
 /// A run against the byte service. [`Plan::default`] is the book's: a closed loop of 5 clients, 500 connections each,
 /// 3000 bytes, 127.0.0.1:2000.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Plan {
-    /// Host name or address.
+    /// Host name or address; several with commas between them are taken in turn.
     pub host: String,
     /// Port, 1 to 65535.
     pub port: u16,
@@ -22,6 +24,14 @@ pub struct Plan {
     pub until: Until,
     /// Bytes asked for by one request, at least 1.
     pub bytes: u32,
+    /// Sizes that change from request to request, instead of `bytes`.
+    pub sizes: Option<Sizes>,
+    /// What is said on a connection.
+    pub talk: Talk,
+    /// Requests on one connection that are sent together, before the answer to the first; at least 1.
+    pub pipeline: u32,
+    /// Local addresses to connect from; `None` takes further ones of 127/8 where the ports of one would run out.
+    pub source: Option<Sources>,
     /// Requests on one connection; 0 keeps the connection for the whole run.
     pub per_connection: u32,
     /// From connect() to established.
@@ -194,6 +204,10 @@ impl Default for Plan {
             clients: 5,
             until: Until::Tries(500),
             bytes: 3000,
+            sizes: None,
+            talk: Talk::Number,
+            pipeline: 1,
+            source: None,
             per_connection: 1,
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(10),
@@ -246,6 +260,9 @@ impl Plan {
             Some(rate) => self.describe_open(rate),
             None => self.describe_closed(),
         };
+        if self.pipeline > 1 {
+            text.push_str(&format!(", {} at a time", self.pipeline));
+        }
         if let Some(think) = self.think {
             text.push_str(&match think {
                 Think::Fixed(time) => format!(", {} between", span(time)),
@@ -266,7 +283,7 @@ impl Plan {
             Arrivals::Poisson => "/s poisson".to_owned(),
             Arrivals::Burst(n) => format!("/s in bursts of {n}"),
         });
-        let (slots, bytes) = (count(self.slots(), "connection"), count(self.bytes, "byte"));
+        let (slots, bytes) = (count(self.slots(), "connection"), self.describe_request());
         text.push_str(&match self.per_connection {
             0 => format!(" on {} kept, requests of {bytes}", count(self.clients, "connection")),
             each => format!(", {} of {bytes} per connection, at most {slots} at once", count(each, "request")),
@@ -277,9 +294,22 @@ impl Plan {
         }
     }
 
+    /// What stands behind "requests of".
+    fn describe_request(&self) -> String {
+        match (&self.talk, &self.sizes) {
+            (Talk::Number, None) => count(self.bytes, "byte"),
+            (Talk::Number, Some(sizes)) => sizes.describe(),
+            (Talk::Echo, None) => format!("{} to echo", count(self.bytes, "byte")),
+            (Talk::Echo, Some(sizes)) => format!("{} to echo", sizes.describe()),
+            (Talk::Raw { request, reply_bytes }, _) => {
+                format!("{} as given for {reply_bytes}", count(request.len() as u32, "byte"))
+            }
+        }
+    }
+
     fn describe_closed(&self) -> String {
         let clients = count(self.clients, "client");
-        let bytes = count(self.bytes, "byte");
+        let bytes = self.describe_request();
         match (self.until, self.per_connection) {
             (Until::Tries(tries), 0) => {
                 format!("closed loop: {clients} x 1 kept connection x {} of {bytes}", count(tries, "request"))
@@ -314,6 +344,22 @@ impl Plan {
             Plan { until: Until::Elapsed(Duration::ZERO), .. } => "a duration of 0 is nothing to do",
             Plan { timeout: Duration::ZERO, .. } | Plan { connect_timeout: Duration::ZERO, .. } => {
                 "a timeout of 0 lets nothing happen"
+            }
+            Plan { talk: Talk::Raw { request, reply_bytes }, .. } if request.is_empty() || *reply_bytes == 0 => {
+                "a raw request and its answer have at least 1 byte each"
+            }
+            Plan { talk: Talk::Raw { .. }, verify: Verify::Pattern, .. } => {
+                "only answers of the byte service can be compared with its pattern"
+            }
+            Plan { sizes: Some(sizes), .. } if !sizes.is_possible() => "sizes of requests are at least 1",
+            Plan { pipeline, .. } if *pipeline == 0 || *pipeline > MOST_PIPELINED => {
+                "1 to 1024 requests at a time on a connection"
+            }
+            Plan { pipeline: 2.., rate: Some(_), .. } => {
+                "a rate says when each request starts, so none is sent together with others"
+            }
+            Plan { pipeline, per_connection, .. } if *per_connection != 0 && pipeline > per_connection => {
+                "more requests at a time than a connection carries: raise -k"
             }
             Plan { max_open: Some(0), .. } => "0 connections at once let nothing happen",
             Plan { connect_rate: Some(0), .. } => "0 connects per second let nothing happen",

@@ -1,7 +1,7 @@
 //! Random numbers that a seed repeats: SplitMix64, whose 64 bits of state are enough for arrivals and pauses.
 
 /// A sequence of random numbers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Random(u64);
 
 impl Random {

@@ -10,6 +10,7 @@ use super::{Observer, Progress, nanos};
 use crate::plan::{Plan, Until, Warmup};
 use crate::report::Slice;
 use crate::series::{Counts, Heat};
+use crate::source::Route;
 use crate::stats::Tally;
 
 /// Not decided yet.
@@ -41,6 +42,7 @@ struct Published {
 pub struct Crew {
     pub base: Instant,
     pub threads: u32,
+    pub route: Route,
     /// How often threads publish what they have done.
     pub tick: Duration,
     stop: AtomicBool,
@@ -56,7 +58,7 @@ pub struct Crew {
 }
 
 impl Crew {
-    pub fn new(plan: &Plan, threads: u32) -> Self {
+    pub fn new(plan: &Plan, threads: u32, route: Route) -> Self {
         let tick = match (plan.warmup, plan.until) {
             (Warmup::Auto, Until::Elapsed(time)) => (time / 50).clamp(TICK / 10, TICK),
             _ => TICK,
@@ -64,6 +66,7 @@ impl Crew {
         Crew {
             base: Instant::now(),
             threads,
+            route,
             tick,
             stop: AtomicBool::new(false),
             probe: Mutex::new(Probe::UnderWay),

@@ -170,7 +170,7 @@ impl Engine<'_> {
     fn start_next(&mut self, i: usize, intended: u64) {
         let now = self.now();
         let Some(slot) = self.slots.get_mut(i) else { return };
-        slot.client.next(now, intended);
+        slot.client.next(now, intended, &self.rules);
         if self.send_next(i) {
             self.receive(i, true);
         }

@@ -15,7 +15,9 @@ use crate::failure::CouldNotRun;
 use crate::limits::{self, Cpu};
 use crate::machine::Machine;
 use crate::plan::Plan;
+use crate::random::Random;
 use crate::report::{Ended, Report};
+use crate::source::Route;
 use crate::stats::Tally;
 
 /// Between two looks whether to stop.
@@ -40,11 +42,13 @@ struct Part {
 pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotRun> {
     plan.check()?;
     limits::make_room(plan.slots().saturating_add(plan.threads))?;
-    let addrs = resolve::addresses(&plan.host, plan.port)?;
+    let (addrs, more) = resolve::targets(&plan.host, plan.port)?;
+    let Some(first) = addrs.first() else { return Err(system("getaddrinfo", "no address")) };
+    let route = Route::new(plan, *first, more)?;
     wait_for_start(plan, observer)?;
     let (cpu, machine) = (Cpu::now(), limits::machine_cpu());
     let here = addrs.first().is_some_and(|addr| is_here(addr.ip()));
-    let crew = Crew::new(plan, threads(plan, &addrs));
+    let crew = Crew::new(plan, threads(plan, &addrs), route);
     let parts = if crew.threads == 1 && plan.pin.is_empty() {
         vec![alone(plan, &crew, addrs, observer)?]
     } else {
@@ -99,6 +103,12 @@ fn is_here(addr: IpAddr) -> bool {
 pub fn share(all: u32, thread: usize, threads: u32) -> u32 {
     let bound = |thread: u64| u64::from(all) * thread / u64::from(threads.max(1));
     u32::try_from(bound(thread as u64 + 1) - bound(thread as u64)).unwrap_or_default()
+}
+
+/// What client `i` of a thread draws sizes from: its own numbers, so that the others do not change them.
+pub fn sizes_of(plan: &Plan, thread: usize, i: usize) -> Random {
+    let number = ((thread as u64) << 32) | i as u64;
+    Random::new(Random::new(plan.seed ^ Random::new(number).bits()).bits())
 }
 
 /// The whole run in the calling thread.

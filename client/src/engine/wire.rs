@@ -57,12 +57,17 @@ impl Engine<'_> {
     fn connect(&mut self, i: usize) -> bool {
         let Some(slot) = self.slots.get_mut(i) else { return false };
         self.tally.tried += 1;
+        let way = if self.probing { 0 } else { self.way };
+        self.way += 1;
         let kind = Type::STREAM.nonblocking().cloexec();
         let connecting = Socket::new_raw(Domain::for_address(self.addr), kind, None).and_then(|socket| {
             if self.nodelay {
                 socket.set_tcp_nodelay(true)?;
             }
-            let connecting = socket.connect(&self.peer);
+            let connecting = match self.crew.route.is_plain() {
+                true => socket.connect(&self.peer),
+                false => self.crew.route.connect(&socket, way, self.addr),
+            };
             slot.socket = Some(socket);
             self.sockets += 1;
             connecting
@@ -86,6 +91,10 @@ impl Engine<'_> {
         };
         // Registering reports what has come before it too, so the answer cannot be missed.
         self.register(i, interest);
+    }
+
+    fn is_connecting(&self, i: usize) -> bool {
+        self.slots.get(i).is_none_or(|slot| slot.client.is_connecting())
     }
 
     fn register(&mut self, i: usize, interest: EpollFlags) {
@@ -115,9 +124,11 @@ impl Engine<'_> {
         }
         if slot.client.is_sending() {
             match self.send(i) {
-                Sent::NoConnection | Sent::NotYet => return,
+                Sent::NoConnection => return,
+                // An echo comes back while there is more to send, and nobody goes on who is not read from.
+                Sent::NotYet if !news.is_readable() || self.is_connecting(i) => return,
                 Sent::Broken => return self.receive(i, true),
-                Sent::All => {}
+                Sent::All | Sent::NotYet => {}
             }
         }
         if news.is_readable() {
@@ -159,12 +170,12 @@ impl Engine<'_> {
             let now = self.now();
             let Some(slot) = self.slots.get_mut(i) else { return Sent::NoConnection };
             let Some(socket) = &slot.socket else { return Sent::NoConnection };
-            let text = self.request.get(slot.client.taken()..).unwrap_or_default();
+            let (text, whole) = slot.client.text(&self.rules, &mut self.scratch);
             match socket.send_with_flags(text, libc::MSG_NOSIGNAL) {
                 Ok(n) => {
                     self.established(i);
                     let Some(slot) = self.slots.get_mut(i) else { return Sent::NoConnection };
-                    if slot.client.took(n, self.request.len(), now, &mut self.tally) {
+                    if slot.client.took(n, whole, now, &mut self.tally) {
                         return Sent::All;
                     }
                 }
@@ -248,7 +259,7 @@ impl Engine<'_> {
             return self.connect_failed(i, &Failure::Connect(errno));
         }
         if !slot.client.is_idle() {
-            slot.client.broken(errno, now, &self.rules, &mut self.tally);
+            slot.client.broken(errno, now, &mut self.tally);
         }
         self.close(i);
     }

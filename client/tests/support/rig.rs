@@ -25,8 +25,12 @@ pub struct Rig {
 impl Rig {
     /// Starts this program again, as the rig.
     pub fn start() -> Rig {
-        let mut this = Command::new(std::env::current_exe().unwrap());
-        let mut child = this.env(ROLE, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        Rig::start_by(&mut Command::new(std::env::current_exe().unwrap()))
+    }
+
+    /// Starts this program again, as the rig, by a command that does so in the end.
+    pub fn start_by(command: &mut Command) -> Rig {
+        let mut child = command.env(ROLE, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut port = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
         let stdin = child.stdin.take();
