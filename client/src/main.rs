@@ -3,11 +3,11 @@
 //! The report goes to stdout; progress and what went wrong go to stderr. The exit status is 0 only if every answer
 //! came and was right.
 
+mod commands;
 mod options;
 mod progress;
 mod saved;
 
-use std::env;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 use std::slice;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use client::output::Run;
 use client::output::args::Files;
 use client::{Ended, Report};
@@ -32,10 +32,33 @@ const INTERRUPTED: u8 = 130;
 /// These end a process too. With a live view they end the run instead, so that the terminal is itself again.
 const RESTORE: [i32; 2] = [SIGHUP, SIGQUIT];
 
+/// What `client` is told: a run, or a subcommand.
+#[derive(Parser, Debug)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true, subcommand_help_heading = "Commands")]
+struct Top {
+    #[command(flatten)]
+    run: Cli,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What is done around runs.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Show saved reports again: as text, HTML, SVG, CSV; several over one another
+    Report(saved::Saved),
+    /// Look at this machine: how many clients and how much rate it lets this client have
+    Doctor(commands::doctor::Args),
+}
+
 fn main() -> ExitCode {
-    let saved = env::args_os().nth(1).is_some_and(|word| word == "report");
-    let result = if saved { saved::report(env::args_os().skip(1)) } else { load(&Cli::parse()) };
-    match result {
+    let top = Top::parse();
+    let done = match &top.command {
+        None => load(&top.run),
+        Some(Command::Report(args)) => saved::report(args),
+        Some(Command::Doctor(args)) => commands::doctor::run(args),
+    };
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             _ = writeln!(io::stderr(), "client: {error:#}");

@@ -21,7 +21,7 @@ use parse::{Cpus, arrivals, cpus, number, port, positive, rate, start_at, think,
 #[derive(Parser, Debug)]
 #[command(name = "client", version, max_term_width = 100, styles = Styles::plain(), about = ABOUT, after_help = AFTER)]
 #[command(disable_help_flag = true, disable_version_flag = true)]
-#[command(override_usage = "client [OPTIONS]\n       client [OPTIONS] HOST PORT CHILDREN TRIES BYTES")]
+#[command(override_usage = USAGE)]
 pub struct Cli {
     /// The book's form: the same as -i HOST -p PORT -c CHILDREN -t TRIES -b BYTES
     #[arg(num_args = 5, value_names = ["HOST", "PORT", "CHILDREN", "TRIES", "BYTES"], hide = true)]
@@ -154,6 +154,11 @@ pub struct Cli {
     #[arg(short = 'V', long, action = ArgAction::Version, help_heading = "Output")]
     version: Option<bool>,
 }
+
+const USAGE: &str = "\
+client [OPTIONS]
+       client [OPTIONS] HOST PORT CHILDREN TRIES BYTES
+       client COMMAND [OPTIONS]";
 
 const ABOUT: &str = "\
 Loads a server of this workspace: connects, asks for bytes, checks every byte of

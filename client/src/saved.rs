@@ -1,6 +1,5 @@
 //! `client report`: files and text from saved reports, the same as the run itself would have written.
 
-use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
@@ -12,7 +11,7 @@ use client::output::args::{Outputs, read};
 /// Shows saved reports again: as text, or as the files asked for. Several are laid over one another.
 #[derive(Parser, Debug)]
 #[command(name = "client report", max_term_width = 100, styles = Styles::plain())]
-struct Saved {
+pub struct Saved {
     /// Reports that `client --json FILE` has written
     #[arg(required = true, value_name = "FILE.json")]
     reports: Vec<PathBuf>,
@@ -21,8 +20,7 @@ struct Saved {
 }
 
 /// The exit status: 0 whatever the reports say of their runs, for it is this program that went well.
-pub fn report(args: impl Iterator<Item = OsString>) -> anyhow::Result<u8> {
-    let saved = Saved::parse_from(args);
+pub fn report(saved: &Saved) -> anyhow::Result<u8> {
     saved.output.check(None).unwrap_or_else(|error| error.exit());
     let runs = read(&saved.reports)?;
     let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
