@@ -20,6 +20,7 @@
 #![warn(missing_docs)]
 
 pub mod answer;
+pub mod compare;
 pub mod conn;
 mod engine;
 pub mod explain;

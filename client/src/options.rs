@@ -207,6 +207,19 @@ enum Check {
 }
 
 impl Cli {
+    /// The plan with another rate or number of clients.
+    ///
+    /// # Errors
+    /// A usage error for what is none.
+    pub fn with(&self, name: &str, value: &str) -> Result<Plan, clap::Error> {
+        let mut plan = self.plan()?;
+        match name {
+            "rate" => plan.rate = Some(rate(value).map_err(|why| wrong("--rate", value, &why))?),
+            _ => plan.clients = positive(value).map_err(|why| wrong("--children", value, &why))?,
+        }
+        Ok(plan)
+    }
+
     /// The plan these options make.
     ///
     /// # Errors
