@@ -23,6 +23,15 @@ pub const INCONCLUSIVE: u8 = 4;
 /// Ctrl-C.
 pub const INTERRUPTED: u8 = 130;
 
+/// The help of a subcommand that has none of the run's options: clap takes its own away below the command that has
+/// written one itself.
+#[derive(clap::Args, Debug)]
+pub struct Help {
+    /// Print this help
+    #[arg(short, long, action = clap::ArgAction::HelpShort)]
+    help: Option<bool>,
+}
+
 /// The reports of a file: one document or several, one after the other.
 pub fn read(path: &Path) -> anyhow::Result<Vec<Report>> {
     let name = path.display();

@@ -37,7 +37,7 @@ const RESTORE: [i32; 2] = [SIGHUP, SIGQUIT];
 
 /// What `client` is told: a run, or a subcommand.
 #[derive(Parser, Debug)]
-#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true, subcommand_help_heading = "Commands")]
+#[command(about = options::ABOUT, args_conflicts_with_subcommands = true, disable_help_subcommand = true, subcommand_help_heading = "Commands")]
 struct Top {
     #[command(flatten)]
     run: Cli,

@@ -160,7 +160,7 @@ client [OPTIONS]
        client [OPTIONS] HOST PORT CHILDREN TRIES BYTES
        client COMMAND [OPTIONS]";
 
-const ABOUT: &str = "\
+pub const ABOUT: &str = "\
 Loads a server of this workspace: connects, asks for bytes, checks every byte of
 the answers, and says where the time went.
 
@@ -190,6 +190,8 @@ Exit status:
   1  the run could not start, or something failed
   2  the command line is wrong
   4  with --strict: nothing failed, but the figures prove nothing
+  3  a gate is breached (--slo)
+  4  inconclusive (--strict), or a gate is not known
   130  interrupted by Ctrl-C; the report tells what was done";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -17,6 +17,8 @@ pub struct Saved {
     reports: Vec<PathBuf>,
     #[command(flatten)]
     output: Outputs,
+    #[command(flatten)]
+    _help: crate::commands::Help,
 }
 
 /// The exit status: 0 whatever the reports say of their runs, for it is this program that went well.

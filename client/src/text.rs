@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::report::{Ended, Report};
+use crate::report::{Ended, Report, ServerUse};
 use crate::stats::{PERCENTILES, Row, needed, percentile};
 
 /// Less CPU time is not printed: the kernel may count it in ticks of 4 ms, and fewer than 10 ticks say little.
@@ -66,7 +66,19 @@ fn rates(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "this client  {each:.1} us CPU per request (user {user:.1}, system {system:.1}), ")?;
         writeln!(out, "{busy:.0} % of one core")?;
     }
-    Ok(())
+    report.server.as_ref().map_or(Ok(()), |used| server(used, report, out))
+}
+
+fn server(used: &ServerUse, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let share = |ns: u64| ns as f64 / 1e3 / report.requests.done.max(1) as f64;
+    let (user, system) = (share(used.cpu.user_ns), share(used.cpu.system_ns));
+    let each = user + system;
+    writeln!(out, "server       {each:.1} us CPU per request (user {user:.1}, system {system:.1}), pid {}", used.pid)?;
+    let (waited, taken) = (used.voluntary_switches, used.involuntary_switches);
+    writeln!(out, "             context switches: {waited} voluntary, {taken} involuntary")?;
+    let megabytes = used.peak_rss_bytes as f64 / 1e6;
+    let (processes, threads) = (used.peak_processes, used.peak_threads);
+    writeln!(out, "             at most {processes} processes, {threads} threads, {megabytes:.1} MB resident")
 }
 
 fn scale(bytes: f64) -> (f64, &'static str) {

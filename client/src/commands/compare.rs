@@ -36,6 +36,8 @@ pub struct Args {
     /// Print JSON
     #[arg(short, long)]
     json: bool,
+    #[command(flatten)]
+    _help: super::Help,
 }
 
 type Pick = fn(&Report) -> Option<f64>;

@@ -22,6 +22,8 @@ pub struct Args {
     /// Print the findings as JSON
     #[arg(short, long)]
     json: bool,
+    #[command(flatten)]
+    _help: super::Help,
 }
 
 #[derive(Debug, Serialize)]

@@ -113,7 +113,7 @@ impl Search<'_> {
     }
 
     fn probe(&mut self, rate: f64) -> anyhow::Result<bool> {
-        let plan = Plan { rate: Some(Rate::constant(rate)), ..self.plan.clone() };
+        let plan = Plan { rate: Some(Rate::constant(rate)), until: self.until(rate), ..self.plan.clone() };
         let report = self.args.server.run(&plan, &mut Quiet(Arc::clone(&self.stop)), &self.stop)?;
         let kept = self.kept(&report);
         let (p50_us, p99_us) = (micros(&report, 500), micros(&report, 990));
@@ -124,6 +124,14 @@ impl Search<'_> {
         }
         self.probes.push(Probe { rate, achieved, p50_us, p99_us, kept });
         Ok(kept)
+    }
+
+    /// As long as asked for, and longer where so few answers would not tell the percentiles of the conditions.
+    fn until(&self, rate: f64) -> Until {
+        let Until::Elapsed(time) = self.plan.until else { return self.plan.until };
+        let samples = self.args.slo.iter().map(Gate::samples).max().unwrap_or(1);
+        let least = Duration::from_secs_f64((1.2 * samples as f64 / rate).min(3600.0));
+        Until::Elapsed(time.max(least))
     }
 
     fn kept(&self, report: &Report) -> bool {

@@ -18,6 +18,8 @@ pub struct Args {
     /// Write the merged report as JSON to FILE; - is stdout, in place of the text
     #[arg(short, long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    _help: super::Help,
 }
 
 /// Adds everything that can be added exactly, and prints the report.

@@ -137,6 +137,14 @@ impl fmt::Display for Gate {
 }
 
 impl Gate {
+    /// So many answers are needed to tell.
+    pub fn samples(&self) -> u64 {
+        match self.what {
+            What::Percentile(_, p) => needed(p),
+            _ => 1,
+        }
+    }
+
     /// Looks whether the run keeps it; `None` if so.
     pub fn check(&self, report: &Report) -> Option<Breach> {
         let value = match self.value(report) {
