@@ -15,6 +15,7 @@
 //! | [`failure`] | what can go wrong, in which phase, and what to do about it |
 //! | [`stats`], [`series`], [`report`] | counts, histograms, slices of time; the result of a run |
 //! | `honesty` | how far the result can be trusted |
+//! | [`compare`] | gates, and whether a difference is more than chance |
 //! | [`text`], [`json`] | the two ways to print a report |
 //! | [`limits`], [`machine`] | descriptors, CPU time and memory of this process; the machine it runs on |
 #![warn(missing_docs)]

@@ -189,9 +189,8 @@ Exit status:
   0  every answer came and was right
   1  the run could not start, or something failed
   2  the command line is wrong
-  4  with --strict: nothing failed, but the figures prove nothing
   3  a gate is breached (--slo)
-  4  inconclusive (--strict), or a gate is not known
+  4  nothing failed, but the figures prove nothing (--strict), or too little for a gate
   130  interrupted by Ctrl-C; the report tells what was done";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
