@@ -7,6 +7,7 @@
 mod crew;
 mod epoll;
 mod fail;
+mod mob;
 mod observe;
 mod pace;
 mod resend;

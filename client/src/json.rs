@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::limits::Cpu;
 use crate::machine::Machine;
+use crate::misbehave::Fates;
 use crate::plan::Plan;
 use crate::report::{Connections, Ended, Honesty, Report, Requests, ServerUse, Slice};
 use crate::stats::{Latencies, Row, percentile};
@@ -59,6 +60,7 @@ impl Serialize for Report {
         json.serialize_field("latency", &self.latency)?;
         json.serialize_field("failures", &self.failures)?;
         json.serialize_field("honesty", &self.honesty)?;
+        json.serialize_field("abusers", &self.abusers)?;
         json.serialize_field("server", &self.server)?;
         json.serialize_field("machine", &self.machine)?;
         json.serialize_field("client_cpu", &self.cpu)?;
@@ -82,6 +84,8 @@ struct Document {
     latency: Latencies,
     failures: Vec<Row>,
     honesty: Honesty,
+    #[serde(default)]
+    abusers: Option<Fates>,
     server: Option<ServerUse>,
     #[serde(default)]
     machine: Option<Machine>,
@@ -112,6 +116,7 @@ impl<'de> Deserialize<'de> for Report {
             peak_memory: from.client_peak_memory_bytes,
             series: from.series,
             honesty: from.honesty,
+            abusers: from.abusers,
             server: from.server,
             machine: from.machine,
         })

@@ -11,6 +11,7 @@
 //! | [`schedule`], [`random`] | when requests are to start |
 //! | `engine`, `ramp` | threads, sockets and epoll |
 //! | [`workload`], [`source`] | what is said on a connection, and from which address |
+//! | [`misbehave`] | clients that do wrong beside those that are measured |
 //! | [`conn`], [`answer`] | one client and one answer, without a socket in them |
 //! | [`failure`] | what can go wrong, in which phase, and what to do about it |
 //! | [`stats`], [`series`], [`report`] | counts, histograms, slices of time; the result of a run |
@@ -30,6 +31,7 @@ mod honesty;
 pub mod json;
 pub mod limits;
 pub mod machine;
+pub mod misbehave;
 pub mod output;
 pub mod plan;
 mod ramp;
@@ -44,6 +46,7 @@ pub mod workload;
 
 pub use engine::{Observer, Progress, run};
 pub use failure::{CouldNotRun, Failure, Kind, Phase};
+pub use misbehave::{Habit, Misbehave};
 pub use plan::{Arrivals, Close, Plan, Rate, Think, Until, Verify, Warmup};
 pub use report::{Ended, Report};
 pub use source::Sources;

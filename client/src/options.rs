@@ -271,6 +271,7 @@ impl Cli {
             plan.until = Until::Tries(positive(tries).map_err(|why| wrong("TRIES", tries, &why))?);
             plan.bytes = positive(bytes).map_err(|why| wrong("BYTES", bytes, &why))?;
         }
+        self.work.split(&mut plan)?;
         if plan.per_connection == 0 && plan.max_open.is_some() {
             let text = "--max-open goes with connections that are made when they are needed; -k 0 keeps those of -c";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));

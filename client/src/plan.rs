@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::CouldNotRun;
+use crate::misbehave::Misbehave;
 use crate::random::Random;
 use crate::source::Sources;
 use crate::workload::{MOST_PIPELINED, Sizes, Talk};
@@ -32,6 +33,8 @@ pub struct Plan {
     pub pipeline: u32,
     /// Local addresses to connect from; `None` takes further ones of 127/8 where the ports of one would run out.
     pub source: Option<Sources>,
+    /// Clients that misbehave, beside those that are measured.
+    pub misbehave: Option<Misbehave>,
     /// Requests on one connection; 0 keeps the connection for the whole run.
     pub per_connection: u32,
     /// From connect() to established.
@@ -208,6 +211,7 @@ impl Default for Plan {
             talk: Talk::Number,
             pipeline: 1,
             source: None,
+            misbehave: None,
             per_connection: 1,
             connect_timeout: Duration::from_secs(5),
             timeout: Duration::from_secs(10),
@@ -361,6 +365,7 @@ impl Plan {
             Plan { pipeline, per_connection, .. } if *per_connection != 0 && pipeline > per_connection => {
                 "more requests at a time than a connection carries: raise -k"
             }
+            Plan { misbehave: Some(Misbehave { clients: 0, .. }), .. } => "0 misbehaving clients do no harm",
             Plan { max_open: Some(0), .. } => "0 connections at once let nothing happen",
             Plan { connect_rate: Some(0), .. } => "0 connects per second let nothing happen",
             Plan { arrivals: Arrivals::Burst(0), .. } => "bursts of 0 are nothing to do",

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::honesty::{self, Level};
 use crate::limits::Cpu;
 use crate::machine::Machine;
+use crate::misbehave::Fates;
 use crate::plan::Plan;
 use crate::stats::{Latencies, Row, Tally};
 
@@ -214,6 +215,8 @@ pub struct Report {
     pub series: Vec<Slice>,
     /// How far the figures can be trusted.
     pub honesty: Honesty,
+    /// What became of the clients that misbehaved, where there were any.
+    pub abusers: Option<Fates>,
     /// What the server used, where it was watched.
     pub server: Option<ServerUse>,
     /// Where and when it was made.
@@ -278,6 +281,7 @@ impl Report {
             peak_memory: None,
             series,
             honesty,
+            abusers: None,
             server: None,
             machine: None,
         }

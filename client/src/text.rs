@@ -25,6 +25,7 @@ pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     honesty::write(report, out)?;
     latencies(report, out)?;
     failures(report, out)?;
+    abusers(report, out)?;
     writeln!(out)?;
     writeln!(out, "{}", verdict(report))
 }
@@ -182,6 +183,21 @@ fn failure(row: &Row, tried: u64, out: &mut dyn Write) -> io::Result<()> {
     let oldest = span(Duration::from_nanos(row.oldest_ns));
     writeln!(out, "          {}; oldest {oldest}", row.example)?;
     writeln!(out, "          advice: {}", row.advice)
+}
+
+/// What became of those who misbehaved. The counts above are of the others.
+fn abusers(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let (Some(fates), Some(misbehave)) = (&report.abusers, &report.plan.misbehave) else { return Ok(()) };
+    writeln!(out)?;
+    writeln!(out, "abusers      {} x {}", misbehave.clients, misbehave.habit.describe())?;
+    writeln!(out, "             {} connections tried, {} made", fates.tried, fates.connected)?;
+    for (count, fate) in fates.list() {
+        writeln!(out, "{count:>20} {fate}")?;
+    }
+    match fates.longest_ns {
+        0 => Ok(()),
+        longest => writeln!(out, "             the longest ended after {}", span(Duration::from_nanos(longest))),
+    }
 }
 
 /// The last line: OK, or what went wrong.

@@ -43,6 +43,8 @@ pub struct Crew {
     pub base: Instant,
     pub threads: u32,
     pub route: Route,
+    /// Others than the thread that makes the first connection wait for it.
+    is_awaited: bool,
     /// How often threads publish what they have done.
     pub tick: Duration,
     stop: AtomicBool,
@@ -67,6 +69,7 @@ impl Crew {
             base: Instant::now(),
             threads,
             route,
+            is_awaited: threads > 1 || plan.misbehave.is_some(),
             tick,
             stop: AtomicBool::new(false),
             probe: Mutex::new(Probe::UnderWay),
@@ -101,7 +104,7 @@ impl Crew {
     /// The first connection is established, at this address.
     pub fn found(&self, addr: SocketAddr) {
         *lock(&self.probe) = Probe::Found(addr);
-        if self.threads > 1 {
+        if self.is_awaited {
             self.probed.notify_all();
         }
     }

@@ -10,10 +10,11 @@ use nix::sys::prctl;
 use nix::unistd::Pid;
 
 use super::crew::{Crew, Lookout};
-use super::{Engine, Observer, resolve};
+use super::{Engine, Observer, mob, resolve};
 use crate::failure::CouldNotRun;
 use crate::limits::{self, Cpu};
 use crate::machine::Machine;
+use crate::misbehave::Fates;
 use crate::plan::Plan;
 use crate::random::Random;
 use crate::report::{Ended, Report};
@@ -41,7 +42,8 @@ struct Part {
 /// connection that fails at every address. Whatever goes wrong later is in the report.
 pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotRun> {
     plan.check()?;
-    limits::make_room(plan.slots().saturating_add(plan.threads))?;
+    let abusers = plan.misbehave.map_or(0, |misbehave| misbehave.clients);
+    limits::make_room(plan.slots().saturating_add(plan.threads).saturating_add(abusers))?;
     let (addrs, more) = resolve::targets(&plan.host, plan.port)?;
     let Some(first) = addrs.first() else { return Err(system("getaddrinfo", "no address")) };
     let route = Route::new(plan, *first, more)?;
@@ -49,12 +51,12 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotR
     let (cpu, machine) = (Cpu::now(), limits::machine_cpu());
     let here = addrs.first().is_some_and(|addr| is_here(addr.ip()));
     let crew = Crew::new(plan, threads(plan, &addrs), route);
-    let parts = if crew.threads == 1 && plan.pin.is_empty() {
-        vec![alone(plan, &crew, addrs, observer)?]
-    } else {
-        together(plan, &crew, &addrs, observer)?
-    };
+    let (parts, fates) = beside_abusers(plan, &crew, || match crew.threads {
+        1 if plan.pin.is_empty() => Ok(vec![alone(plan, &crew, addrs, observer)?]),
+        _ => together(plan, &crew, &addrs, observer),
+    })?;
     let mut report = merge(plan, &crew, parts)?;
+    report.abusers = fates;
     report.cpu = Cpu::since(cpu);
     let machine = limits::machine_cpu().zip(machine).filter(|_| here);
     report.honesty.others_cpu_percent = machine.map(|(now, before)| {
@@ -109,6 +111,25 @@ pub fn share(all: u32, thread: usize, threads: u32) -> u32 {
 pub fn sizes_of(plan: &Plan, thread: usize, i: usize) -> Random {
     let number = ((thread as u64) << 32) | i as u64;
     Random::new(Random::new(plan.seed ^ Random::new(number).bits()).bits())
+}
+
+/// Does the run while others misbehave, if the plan says so: what came of it, and of them.
+fn beside_abusers(
+    plan: &Plan,
+    crew: &Crew,
+    run: impl FnOnce() -> Result<Vec<Part>, CouldNotRun>,
+) -> Result<(Vec<Part>, Option<Fates>), CouldNotRun> {
+    let Some(misbehave) = &plan.misbehave else { return Ok((run()?, None)) };
+    thread::scope(|scope| {
+        let mob = thread::Builder::new().name("mob".into()).spawn_scoped(scope, || mob::run(plan, misbehave, crew));
+        let mob = mob.map_err(|source| CouldNotRun::System { call: "pthread_create", source })?;
+        let parts = run();
+        // The mob waits for the first good connection, which may never have been made.
+        crew.failed();
+        crew.stop();
+        let fates = mob.join().map_err(|_| system("pthread_join", "a thread of this client panicked"))?;
+        Ok((parts?, Some(fates)))
+    })
 }
 
 /// The whole run in the calling thread.

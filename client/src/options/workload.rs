@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory};
 use client::workload::MOST_PIPELINED;
-use client::{Plan, Sizes, Sources, Talk, Verify};
+use client::{Habit, Misbehave, Plan, Sizes, Sources, Talk, Verify};
 
 use super::Cli;
 use super::parse::{number, positive};
@@ -36,6 +36,11 @@ pub struct WorkArgs {
     /// Send N requests together on each connection, before the answer to the first
     #[arg(long, default_value = "1", value_name = "N", value_parser = pipelined, help_heading = "What to send")]
     pipeline: u32,
+    /// Let a share of the clients misbehave, and see how the others fare: silent, half-request, no-newline,
+    /// slow-send:TIME, slow-read:TIME, half-close, rst-after-connect, rst-mid-reply, garbage or huge-number. The share
+    /// stands behind it, such as silent:25% [default: 10%]
+    #[arg(long, value_name = "KIND[:SHARE]", value_parser = misbehave, help_heading = "What to send")]
+    misbehave: Option<(Habit, f64)>,
     /// Local addresses to connect from, in turn: 127.0.0.2,127.0.1.1-127.0.1.9,127.0.2.0/24 [default: the kernel's
     /// choice, or several of 127/8 where the ports of one would run out]
     #[arg(short = 'S', long, value_name = "LIST", value_parser = sources, help_heading = "From where")]
@@ -83,6 +88,23 @@ impl WorkArgs {
         plan.source.clone_from(&self.source);
         Ok(())
     }
+
+    /// Takes those who misbehave off the clients.
+    ///
+    /// # Errors
+    /// A usage error where nobody is left to be measured.
+    pub fn split(&self, plan: &mut Plan) -> Result<(), clap::Error> {
+        if let Some((habit, share)) = self.misbehave {
+            let clients = ((f64::from(plan.clients) * share).round() as u32).max(1);
+            if clients >= plan.clients {
+                let text = "--misbehave leaves no client to be measured: use more clients (-c) or a smaller share";
+                return Err(Cli::command().error(clap::error::ErrorKind::ValueValidation, text));
+            }
+            plan.clients -= clients;
+            plan.misbehave = Some(Misbehave { habit, clients });
+        }
+        Ok(())
+    }
 }
 
 fn read(path: &Path) -> Result<Sizes, clap::Error> {
@@ -109,6 +131,18 @@ pub fn bytes(text: &str) -> Result<Bytes, String> {
             _ => Err("the smaller number first".into()),
         },
         _ => positive(text).map(Bytes::Fixed),
+    }
+}
+
+/// A habit, and behind it the share of the clients that have it.
+fn misbehave(text: &str) -> Result<(Habit, f64), String> {
+    let (habit, share) = match text.strip_suffix('%').and_then(|text| text.rsplit_once(':')) {
+        Some((habit, share)) => (habit, share.parse::<f64>().map_err(|_| "a share such as 10%".to_owned())?),
+        None => (text, 10.0),
+    };
+    match share {
+        share if share > 0.0 && share < 100.0 => Ok((habit.parse()?, share / 100.0)),
+        _ => Err("a share above 0% and below 100%".into()),
     }
 }
 
