@@ -40,6 +40,11 @@ impl Answer {
         self.received > 0 || !self.line.is_empty()
     }
 
+    /// How many bytes are missing of `want`.
+    pub fn missing(&self, want: u32) -> usize {
+        u64::from(want).saturating_sub(self.got()) as usize
+    }
+
     /// Takes the next bytes of an answer that shall have `want` bytes.
     pub fn feed(&mut self, bytes: &[u8], want: u32, verify: Verify) -> Verdict {
         let may_be_line = self.received == 0 && (!self.line.is_empty() || bytes.first() == Some(&b'E'));

@@ -6,9 +6,11 @@
 use std::time::Duration;
 
 use crate::answer::{Answer, Verdict};
-use crate::failure::Failure;
+use crate::failure::{Failure, Phase};
 use crate::plan::{Close, Plan, Until, Verify};
+use crate::random::Random;
 use crate::stats::{Instants, Tally};
+use crate::workload::Workload;
 
 /// What the engine does next with the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,32 +19,40 @@ pub enum Step {
     Wait,
     /// Send the next request.
     Send,
+    /// Keep the connection until the next request is due: [`Client::next`].
+    Pause,
     /// Close: the connection has served its purpose, or failed.
     Close,
 }
 
 /// What a plan means for one client.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rules {
-    want: u32,
+    work: Workload,
     verify: Verify,
     per_connection: u32,
     endless: bool,
+    /// Requests have a time of their own, by a schedule or after a pause.
+    paced: bool,
     server_closes: bool,
     connect_timeout: Duration,
     timeout: Duration,
+    deadline: Option<Duration>,
 }
 
 impl From<&Plan> for Rules {
     fn from(plan: &Plan) -> Self {
         Rules {
-            want: plan.bytes,
+            work: plan.into(),
             verify: plan.verify,
             per_connection: plan.per_connection,
-            endless: matches!(plan.until, Until::Elapsed(_)),
+            // With a rate it is the schedule that ends.
+            endless: matches!(plan.until, Until::Elapsed(_)) || plan.rate.is_some(),
+            paced: plan.rate.is_some() || plan.think.is_some(),
             server_closes: plan.close == Close::Server,
             connect_timeout: plan.connect_timeout,
             timeout: plan.timeout,
+            deadline: plan.deadline,
         }
     }
 }
@@ -51,6 +61,11 @@ impl From<&Plan> for Rules {
 enum State {
     #[default]
     Idle,
+    /// Connecting, and there is no request yet.
+    Opening,
+    /// Established, and the next request is not due.
+    Ready,
+    /// Connecting, and the first request is to be sent.
     Connecting,
     /// The kernel has not taken the whole request yet.
     Sending,
@@ -63,8 +78,16 @@ enum State {
 #[derive(Debug, Default)]
 pub struct Client {
     state: State,
-    /// How much of the request the kernel has taken.
-    taken: u8,
+    /// How much of the requests sent together the kernel has taken, in bytes.
+    taken: u64,
+    /// How many requests were sent together, and how many of them have no answer yet.
+    batch: u16,
+    unanswered: u16,
+    /// Bytes of the answer that is due next.
+    want: u32,
+    /// What sizes are drawn from: at the first request of those sent together, and behind the answer that is due next.
+    batch_random: Random,
+    random: Random,
     /// The errno of a send that failed; what the server had said before may still be read.
     send_errno: i32,
     /// Connections not begun yet; where the connection is kept, requests not begun yet.
@@ -77,12 +100,12 @@ pub struct Client {
 
 impl Client {
     /// A client with all its work before it.
-    pub fn new(until: Until) -> Self {
+    pub fn new(until: Until, random: Random) -> Self {
         let tries_left = match until {
             Until::Tries(tries) => tries,
             Until::Elapsed(_) => 1,
         };
-        Client { tries_left, ..Client::default() }
+        Client { tries_left, random, ..Client::default() }
     }
 
     /// Whether it has a connection under way.
@@ -92,7 +115,17 @@ impl Client {
 
     /// Whether its connection is not established yet.
     pub fn is_connecting(&self) -> bool {
-        self.state == State::Connecting
+        matches!(self.state, State::Connecting | State::Opening)
+    }
+
+    /// Whether its connection is not established yet, and there is no request to send on it.
+    pub fn is_opening(&self) -> bool {
+        self.state == State::Opening
+    }
+
+    /// Whether its connection is there for the next request.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready
     }
 
     /// Whether the request, or a part of it, is still to be sent.
@@ -102,7 +135,7 @@ impl Client {
 
     /// Whether its present connection is still without any byte of an answer. False when idle.
     pub fn is_unanswered(&self) -> bool {
-        self.is_sending() || (self.state == State::Waiting && !self.answer.begun())
+        self.is_sending() || self.is_opening() || (self.state == State::Waiting && !self.answer.begun())
     }
 
     /// Whether a send has failed on its connection.
@@ -115,40 +148,82 @@ impl Client {
         self.tries_left > 0
     }
 
-    /// How much of the request text the kernel has taken.
-    pub fn taken(&self) -> usize {
-        usize::from(self.taken)
+    /// What is to be sent now, or its first piece, and how many bytes it is with what was sent already.
+    pub fn text<'a>(&self, rules: &'a Rules, scratch: &'a mut String) -> (&'a [u8], u64) {
+        let count = u32::from(self.batch);
+        let whole = rules.work.length(count, &self.batch_random);
+        (rules.work.text(count, &self.batch_random, self.taken, scratch), whole)
     }
 
-    /// connect() is about to be called.
-    pub fn begin(&mut self, now: u64, rules: &Rules) {
+    /// When its connection, or its request on a kept connection, began.
+    pub fn began(&self) -> u64 {
+        self.at.start
+    }
+
+    /// When its request was to start.
+    pub fn intended(&self) -> u64 {
+        self.at.intended
+    }
+
+    /// connect() is about to be called, for a request that was to start at `intended`.
+    pub fn begin(&mut self, now: u64, intended: u64, rules: &Rules) {
         if !rules.endless {
             self.tries_left = self.tries_left.saturating_sub(1);
         }
         self.requests_left = rules.per_connection.saturating_sub(1);
         self.state = State::Connecting;
         self.at.start = now;
-        self.at.intended = now;
-        self.next_request(now);
+        self.at.intended = intended;
+        self.next_requests(now, rules);
+    }
+
+    /// connect() is about to be called, for a connection that waits for its first request.
+    pub fn begin_bare(&mut self, now: u64, rules: &Rules) {
+        self.begin(now, now, rules);
+        self.requests_left = rules.per_connection;
+        self.state = State::Opening;
+    }
+
+    /// The connection that waits for its first request is established.
+    pub fn opened(&mut self, now: u64, tally: &mut Tally) {
+        tally.established(now.saturating_sub(self.at.start));
+        self.state = State::Ready;
+    }
+
+    /// The next request on a connection that is ready, which was to start at `intended`.
+    pub fn next(&mut self, now: u64, intended: u64, rules: &Rules) {
+        self.state = State::Sending;
+        self.at.start = now;
+        self.at.intended = intended;
+        self.next_requests(now, rules);
+    }
+
+    /// The server has closed the connection while no request was under way: that is no failure.
+    pub fn closed_idle(&mut self, rules: &Rules) {
+        self.state = State::Idle;
+        if rules.per_connection == 0 && !rules.endless {
+            self.tries_left += 1;
+        }
     }
 
     /// The connection came to nothing and shall not count: as before [`begin`](Self::begin).
     pub fn rewind(&mut self, rules: &Rules) {
         self.state = State::Idle;
         if !rules.endless {
-            self.tries_left += 1;
+            self.tries_left += if rules.per_connection == 0 { u32::from(self.batch.max(1)) } else { 1 };
         }
+        self.random = self.batch_random.clone();
     }
 
     /// The kernel took `n` bytes of the request in a send at `now`. Returns true when `whole` bytes are taken.
-    pub fn took(&mut self, n: usize, whole: usize, now: u64, tally: &mut Tally) -> bool {
+    pub fn took(&mut self, n: usize, whole: u64, now: u64, tally: &mut Tally) -> bool {
         self.established(now, tally);
         if self.taken == 0 {
             self.at.sent = now;
-            tally.sent += 1;
+            tally.sent += u64::from(self.batch);
         }
-        self.taken = self.taken.saturating_add(n as u8);
-        if usize::from(self.taken) >= whole {
+        self.taken += n as u64;
+        if self.taken >= whole {
             self.state = State::Waiting;
         }
         self.state == State::Waiting
@@ -158,7 +233,7 @@ impl Client {
     pub fn send_failed(&mut self, errno: i32, now: u64, tally: &mut Tally) {
         self.established(now, tally);
         if self.taken == 0 {
-            tally.sent += 1;
+            tally.sent += u64::from(self.batch);
         }
         self.send_errno = errno;
         self.state = State::Waiting;
@@ -168,43 +243,69 @@ impl Client {
     pub fn received(&mut self, bytes: &[u8], now: u64, rules: &Rules, tally: &mut Tally) -> Step {
         tally.bytes += bytes.len() as u64;
         match self.state {
-            State::Idle => return Step::Close,
+            State::Idle | State::Opening | State::Ready => return Step::Close,
             State::AwaitingClose if rules.verify == Verify::None => return Step::Wait,
             State::AwaitingClose => {
-                let failure = Failure::TooManyBytes { extra: bytes.len() as u64, want: rules.want };
+                let failure = Failure::TooManyBytes { extra: bytes.len() as u64, want: self.want };
                 return self.fail(&failure, now, tally);
             }
             State::Connecting | State::Sending | State::Waiting => {}
         }
-        if !self.answer.begun() {
-            self.at.first = now;
+        let mut rest = bytes;
+        loop {
+            if !self.answer.begun() {
+                self.at.first = now;
+            }
+            let mine = self.of_this_answer(rest);
+            match self.answer.feed(mine, self.want, rules.verify) {
+                Verdict::Wrong(failure) => return self.fail(&failure, now, tally),
+                Verdict::Complete if self.unanswered <= 1 => return self.complete(now, rules, tally),
+                Verdict::Complete => self.next_answer(now, rules, tally),
+                Verdict::Incomplete => {}
+            }
+            rest = rest.get(mine.len()..).unwrap_or_default();
+            if rest.is_empty() {
+                return Step::Wait;
+            }
         }
-        match self.answer.feed(bytes, rules.want, rules.verify) {
-            Verdict::Incomplete => Step::Wait,
-            Verdict::Wrong(failure) => self.fail(&failure, now, tally),
-            Verdict::Complete => self.complete(now, rules, tally),
+    }
+
+    /// The bytes that belong to the answer under way: all of them, unless other answers are due behind it.
+    fn of_this_answer<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        match self.answer.missing(self.want) {
+            missing @ 1.. if self.unanswered > 1 => bytes.get(..missing).unwrap_or(bytes),
+            _ => bytes,
         }
+    }
+
+    /// One of several requests that were sent together is answered.
+    fn next_answer(&mut self, now: u64, rules: &Rules, tally: &mut Tally) {
+        self.at.last = now;
+        self.done(rules, tally);
+        self.unanswered -= 1;
+        self.want = rules.work.want(&mut self.random);
+        self.answer.reset();
     }
 
     /// The server has closed.
     pub fn eof(&mut self, now: u64, rules: &Rules, tally: &mut Tally) -> Step {
         match self.state {
             State::AwaitingClose => {
-                tally.done(self.at);
+                self.done(rules, tally);
                 self.state = State::Idle;
                 Step::Close
             }
-            _ if self.send_errno != 0 => self.broken(self.send_errno, now, rules, tally),
-            _ => self.fail(&self.answer.closed(rules.want), now, tally),
+            _ if self.send_errno != 0 => self.broken(self.send_errno, now, tally),
+            _ => self.fail(&self.answer.closed(self.want), now, tally),
         }
     }
 
     /// recv failed for good; `errno` is its reason unless a send had failed before.
-    pub fn broken(&mut self, errno: i32, now: u64, rules: &Rules, tally: &mut Tally) -> Step {
+    pub fn broken(&mut self, errno: i32, now: u64, tally: &mut Tally) -> Step {
         let errno = if self.send_errno == 0 { errno } else { self.send_errno };
         let failure = match self.state {
-            State::AwaitingClose => Failure::ResetInAnswer { got: u64::from(rules.want), want: rules.want },
-            _ => self.answer.broken(errno, rules.want),
+            State::AwaitingClose => Failure::ResetInAnswer { got: u64::from(self.want), want: self.want },
+            _ => self.answer.broken(errno, self.want),
         };
         self.fail(&failure, now, tally)
     }
@@ -212,30 +313,40 @@ impl Client {
     /// Why this client has waited too long, if it has.
     pub fn overdue(&self, now: u64, rules: &Rules) -> Option<Failure> {
         let (since, bound) = match self.state {
-            State::Idle => return None,
-            State::Connecting => (self.at.start, rules.connect_timeout),
+            State::Idle | State::Ready => return None,
+            State::Connecting | State::Opening => (self.at.start, rules.connect_timeout),
             _ => (self.at.sent, rules.timeout),
         };
+        if let Some(deadline) = rules.deadline.filter(|deadline| self.is_late(now, *deadline)) {
+            return Some(match self.state {
+                State::Connecting | State::Opening => Failure::ConnectTimedOut(deadline.as_millis()),
+                _ => Failure::DeadlineMissed(deadline.as_millis()),
+            });
+        }
         if u128::from(now.saturating_sub(since)) < bound.as_nanos() {
             return None;
         }
         Some(match self.state {
-            State::Connecting => Failure::ConnectTimedOut(bound.as_millis()),
+            State::Connecting | State::Opening => Failure::ConnectTimedOut(bound.as_millis()),
             State::AwaitingClose => Failure::NotClosed(bound.as_millis()),
-            _ => self.answer.late(bound.as_millis(), rules.want),
+            _ => self.answer.late(bound.as_millis(), self.want),
         })
     }
 
     /// The connection, or the request under way, has failed.
     pub fn fail(&mut self, failure: &Failure, now: u64, tally: &mut Tally) -> Step {
-        let since = match self.state {
-            State::Connecting => self.at.start,
+        let since = match (failure, self.state) {
+            (Failure::DeadlineMissed(_), _) => self.at.intended,
+            (_, State::Connecting | State::Opening) => self.at.start,
             _ => self.at.sent,
         };
         if self.state == State::Sending && self.taken == 0 {
-            tally.sent += 1;
+            tally.sent += u64::from(self.batch);
         }
-        tally.failure(failure, now, now.saturating_sub(since));
+        let failed = if failure.kind().phase() == Phase::Connect { 1 } else { self.unanswered };
+        for _ in 0..failed {
+            tally.failure(failure, now, now.saturating_sub(since));
+        }
         self.state = State::Idle;
         Step::Close
     }
@@ -243,11 +354,11 @@ impl Client {
     /// The run is over, whatever is under way.
     pub fn censor(&mut self, now: u64, tally: &mut Tally) {
         match self.state {
-            State::Idle => {}
-            State::Connecting => tally.connects_censored += 1,
+            State::Idle | State::Ready => {}
+            State::Connecting | State::Opening => tally.connects_censored += 1,
             State::Sending if self.taken == 0 => {}
             _ => {
-                tally.censored += 1;
+                tally.censored += u64::from(self.unanswered);
                 tally.censored_oldest_ns = tally.censored_oldest_ns.max(now.saturating_sub(self.at.sent));
             }
         }
@@ -268,17 +379,32 @@ impl Client {
             self.state = State::AwaitingClose;
             return Step::Wait;
         }
-        tally.done(self.at);
-        if another {
-            self.state = State::Sending;
-            self.at.start = now;
-            self.at.intended = now;
-            self.next_request(now);
+        self.done(rules, tally);
+        if another && rules.paced {
+            self.state = State::Ready;
+            Step::Pause
+        } else if another {
+            self.next(now, now, rules);
             Step::Send
         } else {
             self.state = State::Idle;
             Step::Close
         }
+    }
+
+    /// The answer is whole and right, and in time unless the deadline was before it.
+    fn done(&self, rules: &Rules, tally: &mut Tally) {
+        match rules.deadline.filter(|deadline| self.is_late(self.at.last, *deadline)) {
+            None => tally.done(self.at),
+            Some(deadline) => {
+                let age = self.at.last.saturating_sub(self.at.intended);
+                tally.failure(&Failure::DeadlineMissed(deadline.as_millis()), self.at.last, age);
+            }
+        }
+    }
+
+    fn is_late(&self, now: u64, deadline: Duration) -> bool {
+        u128::from(now.saturating_sub(self.at.intended)) > deadline.as_nanos()
     }
 
     /// Whether this connection has another request to carry; takes it off what is left.
@@ -293,7 +419,27 @@ impl Client {
         another
     }
 
-    fn next_request(&mut self, now: u64) {
+    /// Takes requests that are to be sent together with the next one off what is left, and counts all.
+    fn take_batch(&mut self, rules: &Rules) -> u16 {
+        let most = rules.work.pipeline.saturating_sub(1);
+        let more = match (rules.per_connection, rules.endless) {
+            (0, true) => most,
+            (0, false) => most.min(self.tries_left),
+            _ => most.min(self.requests_left),
+        };
+        match rules.per_connection {
+            0 if !rules.endless => self.tries_left -= more,
+            0 => {}
+            _ => self.requests_left -= more,
+        }
+        more as u16 + 1
+    }
+
+    fn next_requests(&mut self, now: u64, rules: &Rules) {
+        self.batch = self.take_batch(rules);
+        self.unanswered = self.batch;
+        self.batch_random = self.random.clone();
+        self.want = rules.work.want(&mut self.random);
         self.taken = 0;
         self.send_errno = 0;
         self.answer.reset();
@@ -312,7 +458,7 @@ mod tests {
     }
 
     fn client(plan: &Plan) -> (Client, Rules, Tally) {
-        (Client::new(plan.until), Rules::from(plan), Tally::new().unwrap())
+        (Client::new(plan.until, Random::default()), Rules::from(plan), Tally::new().unwrap())
     }
 
     #[test]
@@ -320,7 +466,7 @@ mod tests {
         let (mut client, rules, mut tally) = client(&plan());
         for start in [100, 1000] {
             assert!(client.has_work());
-            client.begin(start, &rules);
+            client.begin(start, start, &rules);
             assert!(client.is_connecting() && client.is_unanswered());
             assert!(client.took(2, 2, start + 10, &mut tally));
             assert_eq!(client.received(b"abc", start + 30, &rules, &mut tally), Step::Wait);
@@ -340,7 +486,7 @@ mod tests {
     #[test]
     fn a_kept_connection_starts_later_requests_at_the_send() {
         let (mut client, rules, mut tally) = client(&Plan { per_connection: 0, ..plan() });
-        client.begin(0, &rules);
+        client.begin(0, 0, &rules);
         client.took(2, 2, 10, &mut tally);
         assert_eq!(client.received(b"abcde", 30, &rules, &mut tally), Step::Send);
         assert!(!client.has_work());
@@ -353,24 +499,24 @@ mod tests {
     #[test]
     fn a_failed_kept_connection_is_made_again_for_the_rest() {
         let (mut client, rules, mut tally) = client(&Plan { per_connection: 0, until: Until::Tries(3), ..plan() });
-        client.begin(0, &rules);
+        client.begin(0, 0, &rules);
         client.took(2, 2, 10, &mut tally);
         assert_eq!(client.received(b"abcde", 30, &rules, &mut tally), Step::Send);
         client.took(2, 2, 31, &mut tally);
         assert_eq!(client.eof(32, &rules, &mut tally), Step::Close);
         assert_eq!(tally.rows[0].kind, Kind::ClosedEarly);
         assert!(client.has_work());
-        client.begin(40, &rules);
+        client.begin(40, 40, &rules);
         assert!(!client.has_work());
     }
 
     #[test]
     fn what_the_server_said_before_a_failed_send_is_read_first() {
         let (mut client, rules, mut tally) = client(&plan());
-        client.begin(0, &rules);
+        client.begin(0, 0, &rules);
         client.send_failed(libc::EPIPE, 10, &mut tally);
         assert_eq!(client.received(b"ERR busy\n", 12, &rules, &mut tally), Step::Close);
-        client.begin(20, &rules);
+        client.begin(20, 20, &rules);
         client.send_failed(libc::EPIPE, 30, &mut tally);
         assert_eq!(client.eof(31, &rules, &mut tally), Step::Close);
         let kinds: Vec<_> = tally.rows.iter().map(|row| row.kind).collect();
@@ -382,7 +528,7 @@ mod tests {
     fn the_servers_close_is_part_of_the_request_where_it_is_awaited() {
         let (mut client, rules, mut tally) = client(&Plan { close: Close::Server, until: Until::Tries(9), ..plan() });
         let mut open = |now: u64, tally: &mut Tally| {
-            client.begin(now, &rules);
+            client.begin(now, now, &rules);
             client.took(2, 2, now + 1, tally);
             assert_eq!(client.received(b"abcde", now + 2, &rules, tally), Step::Wait);
             std::mem::take(&mut client)
@@ -393,7 +539,7 @@ mod tests {
         let mut second = open(10, &mut tally);
         assert_eq!(second.received(b"f", 19, &rules, &mut tally), Step::Close);
         let mut third = open(20, &mut tally);
-        assert_eq!(third.broken(libc::ECONNRESET, 29, &rules, &mut tally), Step::Close);
+        assert_eq!(third.broken(libc::ECONNRESET, 29, &mut tally), Step::Close);
         let fourth = open(30, &mut tally);
         assert_eq!(fourth.overdue(31 + 10_000_000_000, &rules), Some(Failure::NotClosed(10_000)));
         let kinds: Vec<_> = tally.rows.iter().map(|row| row.kind).collect();
@@ -405,7 +551,7 @@ mod tests {
         const S: u64 = 1_000_000_000;
         let (mut client, rules, mut tally) = client(&plan());
         assert_eq!(client.overdue(u64::MAX, &rules), None);
-        client.begin(0, &rules);
+        client.begin(0, 0, &rules);
         assert_eq!(client.overdue(5 * S - 1, &rules), None);
         assert_eq!(client.overdue(5 * S, &rules), Some(Failure::ConnectTimedOut(5000)));
         client.took(2, 2, S, &mut tally);
@@ -445,20 +591,25 @@ mod tests {
     proptest! {
         /// sent = done + failed + censored, and tried = connected + failed + censored, whatever happens.
         #[test]
-        fn no_request_is_lost(events in prop::collection::vec(event(), 0..200), k in 0u32..4, server in any::<bool>()) {
+        fn no_request_is_lost(events in prop::collection::vec(event(), 0..200), k in 0u32..4, server in any::<bool>(), p in 1u32..4) {
             let close = if server { Close::Server } else { Close::Fin };
-            let plan = Plan { per_connection: k, until: Until::Tries(9), close, ..plan() };
+            let pipeline = if k == 0 { p } else { p.min(k) };
+            let plan = Plan { per_connection: k, until: Until::Tries(9), close, pipeline, ..plan() };
+            let mut scratch = String::new();
             let (mut client, rules, mut tally) = client(&plan);
             let mut now = 0;
             for event in events {
                 now += 1;
                 if client.is_idle() {
                     if !client.has_work() { break; }
-                    client.begin(now, &rules);
+                    client.begin(now, now, &rules);
                     tally.tried += 1;
                 }
                 match event {
-                    Event::Took(n) if client.is_sending() => { client.took(usize::from(n), 2, now, &mut tally); }
+                    Event::Took(n) if client.is_sending() => {
+                        let whole = client.text(&rules, &mut scratch).1;
+                        client.took(usize::from(n), whole, now, &mut tally);
+                    }
                     Event::SendFailed if client.is_sending() => client.send_failed(libc::EPIPE, now, &mut tally),
                     Event::Late => {
                         now += 20_000_000_000;
@@ -467,7 +618,7 @@ mod tests {
                     _ if client.is_sending() => {}
                     Event::Received(bytes) => { client.received(&bytes, now, &rules, &mut tally); }
                     Event::Eof => { client.eof(now, &rules, &mut tally); }
-                    Event::Broken => { client.broken(libc::ECONNRESET, now, &rules, &mut tally); }
+                    Event::Broken => { client.broken(libc::ECONNRESET, now, &mut tally); }
                     _ => {}
                 }
             }

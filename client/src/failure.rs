@@ -1,7 +1,7 @@
 //! What can go wrong, in which phase, and what to do about it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,14 @@ pub enum CouldNotRun {
         need: u64,
         /// The hard limit, `RLIMIT_NOFILE`.
         hard: u64,
+    },
+    /// A local address that no connection can come from.
+    #[error("source {addr}: {why}")]
+    Source {
+        /// The address.
+        addr: IpAddr,
+        /// What is wrong with it.
+        why: String,
     },
     /// A call that has to work did not.
     #[error("{call}: {}", reason(.source))]
@@ -158,6 +166,9 @@ pub enum Failure {
     /// The answer was complete; the close that `--close server` waits for did not come.
     #[error("still open {0} ms after the request")]
     NotClosed(u128),
+    /// Not complete so long after the request was to start.
+    #[error("not answered {0} ms after it was due")]
+    DeadlineMissed(u128),
     /// Any other error of send or recv.
     #[error("{}", Errno::from_raw(*.0).desc())]
     Other(i32),
@@ -187,6 +198,7 @@ pub enum Kind {
     TimedOut,
     Stalled,
     NotClosed,
+    DeadlineMissed,
     RequestOther,
 }
 
@@ -206,6 +218,7 @@ impl Failure {
             Failure::TimedOut(_) => Kind::TimedOut,
             Failure::Stalled { .. } => Kind::Stalled,
             Failure::NotClosed(_) => Kind::NotClosed,
+            Failure::DeadlineMissed(_) => Kind::DeadlineMissed,
             Failure::Other(_) => Kind::RequestOther,
         }
     }
@@ -261,6 +274,7 @@ impl Kind {
             Kind::TimedOut => "timed out, no byte",
             Kind::Stalled => "stalled in mid-answer",
             Kind::NotClosed => "server did not close",
+            Kind::DeadlineMissed => "deadline missed",
             Kind::RequestOther => "send or receive failed",
         }
     }
@@ -273,7 +287,7 @@ impl Kind {
             Kind::ConnectReset => "the server's machine dropped it: look at the server's log",
             Kind::Unreachable => "no route to that address: check -i and the network",
             Kind::NoPermission => "a firewall rule on this machine forbids it",
-            Kind::NoLocalPort => "all ports in TIME_WAIT: --close rst, or -k for fewer connects",
+            Kind::NoLocalPort => "ports ran out: --close rst, -k, or more addresses (-S)",
             Kind::NoDescriptor => "raise ulimit -n, or use fewer clients (-c)",
             Kind::ConnectOther => "connect(2) explains these words of the kernel",
             Kind::ResetEarly => "the server dropped it unread: see its log and its limits",
@@ -286,6 +300,7 @@ impl Kind {
             Kind::TimedOut => "server stuck or too slow: fewer clients (-c) or more --timeout",
             Kind::Stalled => "server stuck, or --timeout too short for so many bytes (-b)",
             Kind::NotClosed => "this server keeps connections open: use --close fin",
+            Kind::DeadlineMissed => "too slow for this --rate: a lower rate or more --deadline",
             Kind::RequestOther => "send(2) and recv(2) explain these words of the kernel",
         }
     }
@@ -320,6 +335,7 @@ mod tests {
             Failure::TimedOut(ms),
             Failure::Stalled { got, want, ms },
             Failure::NotClosed(ms),
+            Failure::DeadlineMissed(ms),
             Failure::Other(libc::EIO),
         ]);
         all

@@ -16,6 +16,8 @@ use serde::ser::{Error as _, SerializeStruct};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::limits::Cpu;
+use crate::machine::Machine;
+use crate::misbehave::Fates;
 use crate::plan::Plan;
 use crate::report::{Connections, Ended, Honesty, Report, Requests, ServerUse, Slice};
 use crate::stats::{Latencies, Row, percentile};
@@ -32,7 +34,7 @@ pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)
 }
 
-/// Reads a report that [`write`] has written.
+/// Reads a report that [`write()`] has written.
 ///
 /// # Errors
 /// Those of `from`, and text that is no report of this schema.
@@ -42,7 +44,7 @@ pub fn read(from: &mut dyn Read) -> io::Result<Report> {
 
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut json = serializer.serialize_struct("Report", 19)?;
+        let mut json = serializer.serialize_struct("Report", 20)?;
         json.serialize_field("schema", &SCHEMA)?;
         json.serialize_field("good", &self.is_good())?;
         json.serialize_field("plan", &self.plan)?;
@@ -58,7 +60,9 @@ impl Serialize for Report {
         json.serialize_field("latency", &self.latency)?;
         json.serialize_field("failures", &self.failures)?;
         json.serialize_field("honesty", &self.honesty)?;
+        json.serialize_field("abusers", &self.abusers)?;
         json.serialize_field("server", &self.server)?;
+        json.serialize_field("machine", &self.machine)?;
         json.serialize_field("client_cpu", &self.cpu)?;
         json.serialize_field("client_peak_memory_bytes", &self.peak_memory)?;
         json.serialize_field("series", &self.series)?;
@@ -80,7 +84,11 @@ struct Document {
     latency: Latencies,
     failures: Vec<Row>,
     honesty: Honesty,
+    #[serde(default)]
+    abusers: Option<Fates>,
     server: Option<ServerUse>,
+    #[serde(default)]
+    machine: Option<Machine>,
     client_cpu: Cpu,
     client_peak_memory_bytes: Option<u64>,
     series: Vec<Slice>,
@@ -108,7 +116,9 @@ impl<'de> Deserialize<'de> for Report {
             peak_memory: from.client_peak_memory_bytes,
             series: from.series,
             honesty: from.honesty,
+            abusers: from.abusers,
             server: from.server,
+            machine: from.machine,
         })
     }
 }
@@ -160,6 +170,8 @@ struct Summary {
     min: Option<u64>,
     p50: Option<u64>,
     p90: Option<u64>,
+    #[serde(default)]
+    p95: Option<u64>,
     p99: Option<u64>,
     p99_9: Option<u64>,
     max: Option<u64>,
@@ -177,6 +189,7 @@ impl Summary {
             min: any.then(|| histogram.min()),
             p50: percentile(histogram, 500),
             p90: percentile(histogram, 900),
+            p95: percentile(histogram, 950),
             p99: percentile(histogram, 990),
             p99_9: percentile(histogram, 999),
             max: any.then(|| histogram.max()),

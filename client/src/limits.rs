@@ -48,10 +48,24 @@ impl Cpu {
 
     /// Used since `start`.
     pub fn since(start: Cpu) -> Self {
-        let now = Cpu::now();
+        Cpu::now().less(start)
+    }
+
+    /// Used by the calling thread so far.
+    pub fn of_thread() -> Self {
+        let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else { return Cpu::default() };
+        Cpu { user_ns: nanos(usage.user_time()), system_ns: nanos(usage.system_time()) }
+    }
+
+    /// Used by the calling thread since `start`.
+    pub fn of_thread_since(start: Cpu) -> Self {
+        Cpu::of_thread().less(start)
+    }
+
+    fn less(self, start: Cpu) -> Self {
         Cpu {
-            user_ns: now.user_ns.saturating_sub(start.user_ns),
-            system_ns: now.system_ns.saturating_sub(start.system_ns),
+            user_ns: self.user_ns.saturating_sub(start.user_ns),
+            system_ns: self.system_ns.saturating_sub(start.system_ns),
         }
     }
 
@@ -64,6 +78,18 @@ impl Cpu {
 fn nanos(time: TimeVal) -> u64 {
     let nanos = i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_usec()) * 1000;
     u64::try_from(nanos).unwrap_or_default()
+}
+
+/// CPU time that all processes of this machine have used, and the kernel for them; `None` without /proc.
+pub fn machine_cpu() -> Option<Duration> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let ticks = stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().map(str::parse::<u64>);
+    let ticks: Vec<u64> = ticks.collect::<Result<_, _>>().ok()?;
+    // user, nice, system, idle, iowait, irq, softirq; the rest is of other machines, or counted in user already.
+    let busy: u64 = ticks.iter().enumerate().filter(|(place, _)| matches!(place, 0..=2 | 5 | 6)).map(|(_, n)| n).sum();
+    // SAFETY: no memory is passed.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    (per_second > 0).then(|| Duration::from_secs_f64(busy as f64 / per_second as f64))
 }
 
 /// Most memory this process has had resident, in bytes (`VmHWM`); `None` without /proc.
@@ -85,6 +111,11 @@ mod tests {
         let error = make_room(u32::MAX).unwrap_err().to_string();
         assert!(error.starts_with("4294967295 clients need 4294967327 descriptors, the hard limit is "), "{error}");
         assert!(error.contains("use -c "), "{error}");
+    }
+
+    #[test]
+    fn the_machine_uses_cpu_time() {
+        assert!(machine_cpu().unwrap() >= Cpu::now().total() / 2);
     }
 
     #[test]

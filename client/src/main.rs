@@ -3,31 +3,103 @@
 //! The report goes to stdout; progress and what went wrong go to stderr. The exit status is 0 only if every answer
 //! came and was right.
 
+mod commands;
 mod options;
 mod progress;
+mod saved;
+mod watch;
 
-use std::fs::File;
+use std::env;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
 use std::process::ExitCode;
+use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use client::output::Run;
+use client::output::args::Files;
 use client::{Ended, Report};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::flag;
 
+use commands::once::{Around, judge};
 use options::Cli;
-use progress::Screen;
+use progress::{Screen, Show};
 
 const FAILED: u8 = 1;
+/// Nothing failed, and still the figures prove nothing.
+const INCONCLUSIVE: u8 = 4;
 const INTERRUPTED: u8 = 130;
+/// These end a process too. With a live view they end the run instead, so that the terminal is itself again.
+const RESTORE: [i32; 2] = [SIGHUP, SIGQUIT];
+
+/// What `client` is told: a run, or a subcommand.
+#[derive(Parser, Debug)]
+#[command(about = options::ABOUT, args_conflicts_with_subcommands = true, disable_help_subcommand = true, subcommand_help_heading = "Commands")]
+struct Top {
+    #[command(flatten)]
+    run: Cli,
+    #[command(flatten)]
+    around: Around,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What is done around runs.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Which server is better? Rounds in random order, ratios with intervals, a verdict
+    #[command(about = "Which server is better? Rounds in random order, ratios with intervals, a verdict")]
+    #[command(override_usage = "client bench --server A='CMD' --server B='CMD' [OPTIONS]")]
+    #[command(after_help = BENCH_HELP)]
+    Bench(Box<commands::bench::Args>),
+    /// Compare saved reports
+    #[command(about = "Compare saved reports: ratios, intervals, p")]
+    Compare(commands::compare::Args),
+    /// Find the highest rate that keeps a condition
+    #[command(about = "Find the highest rate that keeps a condition")]
+    #[command(override_usage = "client find --slo EXPR [-R LOW:HIGH] [OPTIONS]")]
+    #[command(after_help = "Exit status: 0 found, 1 failed, 2 usage, 3 even the lowest rate does not keep it")]
+    Find(Box<commands::find::Args>),
+    /// Make the same load with many rates, or many numbers of clients
+    #[command(about = "Make the same load with many rates, or many numbers of clients")]
+    #[command(
+        override_usage = "client scan --rate FROM:TO:STEP [OPTIONS]\n       client scan --children A,B,C [OPTIONS]"
+    )]
+    #[command(after_help = "Example: client scan --rate 1k:50k:5k -k 0 -d 2s")]
+    Scan(Box<commands::scan::Args>),
+    /// Merge reports of the same load from several machines
+    #[command(about = "Merge reports of the same load from several machines, exactly")]
+    Merge(commands::merge::Args),
+    /// Show saved reports again: as text, HTML, SVG, CSV; several over one another
+    Report(saved::Saved),
+    /// Look at this machine: how many clients and how much rate it lets this client have
+    Doctor(commands::doctor::Args),
+}
+
+const BENCH_HELP: &str = "\
+The first server runs twice in each round, as itself and as its own rival: by how much those two differ is the noise
+band. A difference counts if its 95 % interval leaves 1, and its p (sign flips, Holm over the pairs) is at most 0.05.
+
+Example:
+  client bench --server fork='target/release/server01-fork -p 0' \\
+               --server threads='target/release/server05-threads -p 0' --baseline fork -c 10 -d 2s";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match load(&cli) {
+    let top = Top::parse_from(commands::scan::unfold(env::args_os().collect()));
+    let done = match &top.command {
+        None => load(&top.run, &top.around),
+        Some(Command::Bench(args)) => commands::bench::run(args),
+        Some(Command::Compare(args)) => commands::compare::run(args),
+        Some(Command::Find(args)) => commands::find::run(args),
+        Some(Command::Scan(args)) => commands::scan::run(args),
+        Some(Command::Merge(args)) => commands::merge::run(args),
+        Some(Command::Report(args)) => saved::report(args),
+        Some(Command::Doctor(args)) => commands::doctor::run(args),
+    };
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             _ = writeln!(io::stderr(), "client: {error:#}");
@@ -36,54 +108,60 @@ fn main() -> ExitCode {
     }
 }
 
-fn load(cli: &Cli) -> anyhow::Result<u8> {
+fn load(cli: &Cli, around: &Around) -> anyhow::Result<u8> {
     let plan = cli.plan().unwrap_or_else(|error| error.exit());
+    cli.output.check(cli.json.as_deref()).unwrap_or_else(|error| error.exit());
     // Before the run: what cannot be written is better known now.
-    let json = cli.json.as_deref().map(open).transpose()?;
+    let mut files = cli.output.open(cli.json.as_deref(), &[String::new()])?;
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    for signal in [SIGINT, SIGTERM].into_iter().chain(RESTORE.into_iter().filter(|_| cli.tui)) {
         flag::register(signal, Arc::clone(&stop)).context("sigaction")?;
     }
-    let mut screen = Screen::new(&plan, cli.plain, cli.quiet, stop);
-    let report = client::run(&plan, &mut screen);
-    for signal in [SIGINT, SIGTERM] {
+    let series = files.take_series()?;
+    let mut screen = Screen::new(&plan, Show::from(cli), cli.interval, series, Arc::clone(&stop))?;
+    let report = around.server.run(&plan, &mut screen, &stop);
+    // The terminal is itself again before a signal can end the process.
+    let series = screen.finish();
+    for signal in [SIGINT, SIGTERM].into_iter().chain(RESTORE.into_iter().filter(|_| cli.tui)) {
         // From here a signal ends the process: the report may be stuck in a pipe that nobody reads.
         flag::register_conditional_default(signal, Arc::new(AtomicBool::new(true))).context("sigaction")?;
     }
-    screen.clear();
     let report = report?;
-    print(&report, json, cli.explain)?;
-    Ok(match report.ended {
+    let ended = report.ended;
+    let good = report.is_good();
+    let doubts = if cli.strict { report.doubts() } else { Vec::new() };
+    let gates = around.slo.clone();
+    let verdict = judged(report, files, cli.explain, &gates)?;
+    series?;
+    for doubt in &doubts {
+        _ = writeln!(io::stderr(), "client: inconclusive: {doubt}");
+    }
+    Ok(match ended {
         Ended::Interrupted => INTERRUPTED,
-        _ if report.is_good() => 0,
-        _ => FAILED,
+        _ if !good => FAILED,
+        _ if verdict != 0 => verdict,
+        _ if doubts.is_empty() => 0,
+        _ => INCONCLUSIVE,
     })
 }
 
-/// Where the JSON goes; `None` is stdout.
-fn open(path: &Path) -> anyhow::Result<Option<File>> {
-    if path == Path::new("-") {
-        return Ok(None);
-    }
-    File::create(path).map(Some).with_context(|| format!("open {}", path.display()))
+/// Prints the report, and says then how it keeps the gates.
+fn judged(report: Report, files: Files, explain: bool, gates: &[client::compare::Gate]) -> anyhow::Result<u8> {
+    let breaches = gates.iter().filter_map(|gate| gate.check(&report)).collect();
+    print(report, files, explain)?;
+    Ok(judge(breaches))
 }
 
-fn print(report: &Report, json: Option<Option<File>>, explain: bool) -> anyhow::Result<()> {
-    let to_stdout = matches!(json, Some(None));
-    if let Some(file) = json {
-        let mut out: Box<dyn Write> = match file {
-            Some(file) => Box::new(BufWriter::new(file)),
-            None => Box::new(BufWriter::new(io::stdout())),
-        };
-        client::json::write(report, &mut out).and_then(|()| out.flush()).context("write JSON")?;
-    }
-    if !to_stdout {
+/// Writes the text, unless one of the files is stdout, and the files.
+fn print(report: Report, files: Files, explain: bool) -> anyhow::Result<()> {
+    let run = Run { name: report.addr.to_string(), report };
+    if !files.use_stdout() {
         let mut out = BufWriter::new(io::stdout());
-        let mut written = client::text::write(report, &mut out);
+        let mut written = client::text::write(&run.report, &mut out);
         if explain {
             written = written.and_then(|()| write!(out, "\n{}", client::explain::TEXT));
         }
         written.and_then(|()| out.flush()).context("write the report")?;
     }
-    Ok(())
+    files.write(slice::from_ref(&run))
 }

@@ -1,5 +1,8 @@
 //! The command line.
 
+mod parse;
+mod workload;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,22 +10,27 @@ use clap::ArgAction;
 use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
-use client::{Close, Plan, Until, Verify};
+use client::output::args::Outputs;
+use client::{Arrivals, Close, Plan, Rate, Think, Until, Verify, Warmup};
+
+use workload::{Bytes, WorkArgs, bytes};
+
+use parse::{Cpus, arrivals, cpus, number, port, positive, rate, start_at, think, time, warmup};
 
 /// The options as given.
 #[derive(Parser, Debug)]
 #[command(name = "client", version, max_term_width = 100, styles = Styles::plain(), about = ABOUT, after_help = AFTER)]
 #[command(disable_help_flag = true, disable_version_flag = true)]
-#[command(override_usage = "client [OPTIONS]\n       client [OPTIONS] HOST PORT CHILDREN TRIES BYTES")]
+#[command(override_usage = USAGE)]
 pub struct Cli {
     /// The book's form: the same as -i HOST -p PORT -c CHILDREN -t TRIES -b BYTES
     #[arg(num_args = 5, value_names = ["HOST", "PORT", "CHILDREN", "TRIES", "BYTES"], hide = true)]
     #[arg(conflicts_with_all = ["host", "port", "children", "tries", "bytes", "duration"])]
     book: Option<Vec<String>>,
 
-    /// Host name or address of the server
-    #[arg(short = 'i', long, default_value = "127.0.0.1", help_heading = "Where")]
-    host: String,
+    /// Host name or address of the server; several with commas between them are connected to in turn
+    #[arg(short = 'i', long, default_value = "127.0.0.1", value_delimiter = ',', help_heading = "Where")]
+    host: Vec<String>,
     /// Port of the server
     #[arg(short, long, default_value = "2000", value_parser = port, help_heading = "Where")]
     port: u16,
@@ -34,9 +42,12 @@ pub struct Cli {
     /// Connections each client makes, one after the other (with -k 0: requests on its one connection)
     #[arg(short, long, default_value = "500", value_name = "N", value_parser = positive, help_heading = "What to do")]
     tries: u32,
-    /// Bytes to ask for in one request
-    #[arg(short, long, default_value = "3000", value_name = "N", value_parser = positive, help_heading = "What to do")]
-    bytes: u32,
+    /// Bytes to ask for in one request: N, A-B (anything between), exp:N (at random with this mean), or file:F (those
+    /// in a file, a number per line, at random)
+    #[arg(short, long, default_value = "3000", value_name = "N", value_parser = bytes, help_heading = "What to send")]
+    bytes: Bytes,
+    #[command(flatten)]
+    work: WorkArgs,
     /// Requests on one connection; 0 keeps each connection for the whole run
     #[arg(short = 'k', long, default_value = "1", value_name = "N", value_parser = number)]
     #[arg(help_heading = "What to do")]
@@ -48,13 +59,63 @@ pub struct Cli {
     /// the server, which is waited for (server)
     #[arg(long, default_value = "fin", value_name = "HOW", help_heading = "What to do")]
     close: CloseBy,
-    /// How to check an answer: every byte, only the number of bytes, or not at all
-    #[arg(long, default_value = "pattern", value_name = "HOW", help_heading = "What to do")]
-    verify: Check,
+    /// How to check an answer: every byte, only the number of bytes, or not at all [default: pattern; with --request
+    /// length]
+    #[arg(long, value_name = "HOW", help_heading = "What to do")]
+    verify: Option<Check>,
     /// While the clients start, let at most N wait for their first answer, so that they do not overflow the server's
     /// accept queue; after 100 ms the next N start all the same; 0 = all at once
     #[arg(long, default_value = "512", value_name = "N", value_parser = number, help_heading = "What to do")]
     connect_burst: u32,
+    /// Call connect() at most N times a second
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "What to do")]
+    connect_rate: Option<u32>,
+    /// Set TCP_NODELAY on each connection
+    #[arg(long, help_heading = "What to do")]
+    nodelay: bool,
+
+    /// Open loop: RATE requests per second in all, whatever the server does; A:B goes from A to B in the course of the
+    /// run. Each request has its intended start, and what it waits from there on counts
+    #[arg(short = 'R', long, value_name = "RATE", value_parser = rate, help_heading = "When")]
+    rate: Option<Rate>,
+    /// How requests lie in time: uniform, poisson (at random, as strangers come), or burst:N (N at once)
+    #[arg(long, default_value = "uniform", value_name = "HOW", value_parser = arrivals, help_heading = "When")]
+    #[arg(requires = "rate")]
+    arrivals: Arrivals,
+    /// With -R: at most N connections at once, where they are not kept; further requests wait, and their waiting
+    /// counts [default: -c]
+    #[arg(long, value_name = "N", value_parser = positive, requires = "rate", help_heading = "When")]
+    max_open: Option<u32>,
+    /// Without -R: each client pauses between an answer and its next request: a time, A-B (anything between), or
+    /// exp:TIME (at random with this mean)
+    #[arg(long, value_name = "TIME", value_parser = think, conflicts_with = "rate", help_heading = "When")]
+    think: Option<Think>,
+    /// Leave the start out of the latencies: a time, a number of answers, or auto (until the rate keeps its level, at
+    /// most a quarter of -d). Failures count all the same [default: auto with -d but
+    /// without -R, else 0]
+    #[arg(short, long, value_name = "TIME|N", value_parser = warmup, help_heading = "When")]
+    warmup: Option<Warmup>,
+    /// Start at this time: RFC 3339, such as 2027-03-01T12:00:00Z, or seconds since 1970. So several machines start the
+    /// same load together
+    #[arg(long, value_name = "TIME", value_parser = start_at, help_heading = "When")]
+    start_at: Option<u64>,
+    /// Where random numbers start; the same seed gives the same arrivals
+    #[arg(long, default_value = "1", value_name = "N", help_heading = "When")]
+    seed: u64,
+
+    /// Event-loop threads, which share the clients [default: 1 if the server is on this machine, else one per core]
+    #[arg(short = 'T', long, value_name = "N", value_parser = positive, help_heading = "This client")]
+    threads: Option<u32>,
+    /// CPUs for those threads, such as 1 or 2,4-7
+    #[arg(long, value_name = "LIST", value_parser = cpus, help_heading = "This client")]
+    pin: Option<Cpus>,
+    /// Exit with 4 where the figures prove nothing: less than 99 % of -R was sent, this client was the limit, or the rate
+    /// was not steady or is not known to 10 %
+    #[arg(long, help_heading = "This client")]
+    pub strict: bool,
+    /// Record no latencies, only counts: shows what recording costs
+    #[arg(long, help_heading = "This client")]
+    no_latency: bool,
 
     /// Longest time from connect() to established
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = time, help_heading = "Patience")]
@@ -62,10 +123,21 @@ pub struct Cli {
     /// Longest time from the send of a request to the last byte of its answer
     #[arg(long, default_value = "10s", value_name = "TIME", value_parser = time, help_heading = "Patience")]
     timeout: Duration,
+    /// Longest time from the intended start of a request to the last byte of its answer: later is failed
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Patience")]
+    deadline: Option<Duration>,
 
     /// Write the report as JSON to FILE too; - writes it to stdout in place of the text
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Outputs,
+    /// Time between two lines of progress, and of --series
+    #[arg(long, default_value = "1s", value_name = "TIME", value_parser = time, help_heading = "Output")]
+    pub interval: Duration,
+    /// Show the run on the whole terminal: rate, latencies, the last minute, failures; q ends it
+    #[arg(long, conflicts_with_all = ["plain", "quiet"], help_heading = "Output")]
+    pub tui: bool,
     /// Print below the report what each number means
     #[arg(long, help_heading = "Output")]
     pub explain: bool,
@@ -83,13 +155,18 @@ pub struct Cli {
     version: Option<bool>,
 }
 
-const ABOUT: &str = "\
+const USAGE: &str = "\
+client [OPTIONS]
+       client [OPTIONS] HOST PORT CHILDREN TRIES BYTES
+       client COMMAND [OPTIONS]";
+
+pub const ABOUT: &str = "\
 Loads a server of this workspace: connects, asks for bytes, checks every byte of
 the answers, and says where the time went.
 
 The five numbers of the book keep their names: -c clients at once, each making -t
 connections one after the other and asking for -b bytes on each. One thread
-drives them all, in a closed loop.";
+drives them all, in a closed loop; -R makes it an open one.";
 
 const AFTER: &str = "\
 Counts take k (1000) and m (1000000): -b 64k, -t 1m. Times take us, ms, s, m, h.
@@ -99,13 +176,21 @@ Examples:
   client localhost 2000 5 500 3000  the same
   client -c 100 -k 0 -d 10s         100 kept connections, one request after another, for 10 s
   client -c 10000 -k 0 -d 5s        10000 connections held open at once
+  client -c 10 -k 0 -R 1000 -d 10s  1000 requests/s on 10 kept connections, whatever the server does
+  client -R 100:5k -d 20s --max-open 500 --arrivals poisson
+                                    more and more strangers, each on a connection of its own
   client -c 1 -t 1 -b 1m            one answer of a million bytes
   client -q -j - -d 2s              nothing but JSON
+  client -d 10s --tui --html x.html  watch the run, and keep a page with charts of it
+  client report a.json b.json --html x.html
+                                    a page from saved reports, laid over one another
 
 Exit status:
   0  every answer came and was right
   1  the run could not start, or something failed
   2  the command line is wrong
+  3  a gate is breached (--slo)
+  4  nothing failed, but the figures prove nothing (--strict), or too little for a gate
   130  interrupted by Ctrl-C; the report tells what was done";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -123,17 +208,29 @@ enum Check {
 }
 
 impl Cli {
+    /// The plan with another rate or number of clients.
+    ///
+    /// # Errors
+    /// A usage error for what is none.
+    pub fn with(&self, name: &str, value: &str) -> Result<Plan, clap::Error> {
+        let mut plan = self.plan()?;
+        match name {
+            "rate" => plan.rate = Some(rate(value).map_err(|why| wrong("--rate", value, &why))?),
+            _ => plan.clients = positive(value).map_err(|why| wrong("--children", value, &why))?,
+        }
+        Ok(plan)
+    }
+
     /// The plan these options make.
     ///
     /// # Errors
     /// A usage error for a positional that is no number.
     pub fn plan(&self) -> Result<Plan, clap::Error> {
         let mut plan = Plan {
-            host: self.host.clone(),
+            host: self.host.join(","),
             port: self.port,
             clients: self.children,
             until: self.duration.map_or(Until::Tries(self.tries), Until::Elapsed),
-            bytes: self.bytes,
             per_connection: self.per_connection,
             connect_timeout: self.connect_timeout,
             timeout: self.timeout,
@@ -142,19 +239,42 @@ impl Cli {
                 CloseBy::Rst => Close::Rst,
                 CloseBy::Server => Close::Server,
             },
-            verify: match self.verify {
+            verify: match self.verify.unwrap_or(Check::Pattern) {
                 Check::Pattern => Verify::Pattern,
                 Check::Length => Verify::Length,
                 Check::None => Verify::None,
             },
             connect_burst: self.connect_burst,
+            rate: self.rate,
+            arrivals: self.arrivals,
+            seed: self.seed,
+            max_open: self.max_open,
+            deadline: self.deadline,
+            warmup: self.warmup.unwrap_or(match (self.duration, self.rate) {
+                (Some(_), None) => Warmup::Auto,
+                _ => Warmup::None,
+            }),
+            think: self.think,
+            connect_rate: self.connect_rate,
+            nodelay: self.nodelay,
+            start_at_ns: self.start_at,
+            threads: self.threads.unwrap_or_default(),
+            pin: self.pin.clone().unwrap_or_default().0,
+            latency: !self.no_latency,
+            ..Plan::default()
         };
+        self.work.apply(&self.bytes, self.verify.is_some(), &mut plan)?;
         if let Some([host, port_text, children, tries, bytes]) = self.book.as_deref() {
             plan.host.clone_from(host);
             plan.port = port(port_text).map_err(|why| wrong("PORT", port_text, &why))?;
             plan.clients = positive(children).map_err(|why| wrong("CHILDREN", children, &why))?;
             plan.until = Until::Tries(positive(tries).map_err(|why| wrong("TRIES", tries, &why))?);
             plan.bytes = positive(bytes).map_err(|why| wrong("BYTES", bytes, &why))?;
+        }
+        self.work.split(&mut plan)?;
+        if plan.per_connection == 0 && plan.max_open.is_some() {
+            let text = "--max-open goes with connections that are made when they are needed; -k 0 keeps those of -c";
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
         }
         Ok(plan)
     }
@@ -163,41 +283,6 @@ impl Cli {
 fn wrong(name: &str, value: &str, why: &str) -> clap::Error {
     let text = format!("invalid value '{value}' for {name}: {why}");
     Cli::command().error(ErrorKind::ValueValidation, text)
-}
-
-fn number(text: &str) -> Result<u32, String> {
-    let (digits, factor) = match text.char_indices().last() {
-        Some((at, 'k' | 'K')) => (text.get(..at).unwrap_or_default(), 1000),
-        Some((at, 'm' | 'M')) => (text.get(..at).unwrap_or_default(), 1_000_000),
-        _ => (text, 1),
-    };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err("a whole number, perhaps with k or m behind it".into());
-    }
-    let value = digits.parse::<u32>().ok().and_then(|value| value.checked_mul(factor));
-    value.ok_or_else(|| format!("at most {}", u32::MAX))
-}
-
-fn positive(text: &str) -> Result<u32, String> {
-    match number(text)? {
-        0 => Err("at least 1".into()),
-        n => Ok(n),
-    }
-}
-
-fn port(text: &str) -> Result<u16, String> {
-    match text.parse() {
-        Ok(0) => Err("port 0 is no port to connect to; servers started with -p 0 print theirs".into()),
-        Ok(port) => Ok(port),
-        Err(_) => Err("a port number, 1 to 65535".into()),
-    }
-}
-
-fn time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|_| "a time such as 5s, 100ms or 1m30s".to_owned())?;
-    let day = Duration::from_secs(86_400);
-    let in_range = Duration::from_millis(1) <= time && time <= day;
-    if in_range { Ok(time) } else { Err("at least 1ms and at most 1day".into()) }
 }
 
 #[cfg(test)]
@@ -258,6 +343,17 @@ mod tests {
             &["-d", "2days"],
             &["-d", "1s", "-t", "5"],
             &["--timeout", "0ms"],
+            &["-R", "0"],
+            &["-R", "fast"],
+            &["-R", "10", "--think", "1ms"],
+            &["-R", "10", "-k", "0", "--max-open", "5"],
+            &["--max-open", "5"],
+            &["--arrivals", "poisson"],
+            &["--connect-rate", "0"],
+            &["-w", "soon"],
+            &["-T", "0"],
+            &["--pin", "x"],
+            &["--start-at", "noon"],
             &["--close", "maybe"],
             &["--verify", "maybe"],
         ] {
@@ -270,7 +366,6 @@ mod tests {
     fn counts_take_k_and_m() {
         let plan = plan(&["-c", "10k", "-t", "2m", "-b", "64K", "-k", "0"]).unwrap();
         assert_eq!((plan.clients, plan.until, plan.bytes), (10_000, Until::Tries(2_000_000), 64_000));
-        assert_eq!(number("4294967295"), Ok(u32::MAX));
     }
 
     #[test]
@@ -278,6 +373,22 @@ mod tests {
         let plan = plan(&["-d", "1m30s", "--timeout", "100ms", "--connect-timeout", "1ms"]).unwrap();
         assert_eq!(plan.until, Until::Elapsed(Duration::from_secs(90)));
         assert_eq!((plan.timeout, plan.connect_timeout), (Duration::from_millis(100), Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn an_open_loop() {
+        let plan = plan(&["-R", "1k", "-k", "0", "-d", "5s", "--deadline", "10ms", "-T", "2", "--pin", "0-1"]).unwrap();
+        assert_eq!((plan.rate, plan.deadline), (Some(Rate::constant(1000.0)), Some(Duration::from_millis(10))));
+        assert_eq!((plan.threads, plan.pin.as_slice(), plan.warmup), (2, &[0, 1][..], Warmup::None));
+        let words = "open loop: 1000/s uniform on 5 connections kept, requests of 3000 bytes for 5s";
+        assert_eq!(plan.describe(), words);
+    }
+
+    #[test]
+    fn a_closed_loop_by_time_finds_its_own_warm_up() {
+        assert_eq!(plan(&["-d", "5s"]).unwrap().warmup, Warmup::Auto);
+        assert_eq!(plan(&["-d", "5s", "-w", "0"]).unwrap().warmup, Warmup::None);
+        assert_eq!(plan(&["-w", "2s"]).unwrap().warmup, Warmup::Time(Duration::from_secs(2)));
     }
 
     #[test]

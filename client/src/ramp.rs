@@ -8,6 +8,9 @@
 /// After so many nanoseconds the next burst starts, answered or not.
 const PATIENCE: u64 = 100_000_000;
 
+/// Of the time in which no connect was wanted, or nobody was there to make it, so much is made up for, in nanoseconds.
+const MAKE_UP: u64 = 10_000_000;
+
 /// Which clients may start.
 #[derive(Debug)]
 pub struct Ramp {
@@ -62,6 +65,42 @@ impl Ramp {
     }
 }
 
+/// Lets so many connects pass per second.
+#[derive(Debug)]
+pub struct Gate {
+    /// Nanoseconds between two; 0 lets all pass.
+    interval: u64,
+    next: u64,
+}
+
+impl Gate {
+    /// `rate` per second; `None` is no bound.
+    pub fn new(rate: Option<f64>) -> Self {
+        Gate { interval: rate.map_or(0, |rate| (1e9 / rate) as u64), next: 0 }
+    }
+
+    /// Whether nobody may pass now.
+    pub fn is_shut(&self, now: u64) -> bool {
+        now < self.next
+    }
+
+    /// When somebody may pass.
+    pub fn opens_for(&self, now: u64) -> u64 {
+        self.next.max(now)
+    }
+
+    /// Whether one may pass now, who is then counted. Time lost is made up for, but not more than a moment of it.
+    pub fn may_pass(&mut self, now: u64) -> bool {
+        if self.is_shut(now) {
+            return false;
+        }
+        if self.interval > 0 {
+            self.next = self.next.max(now.saturating_sub(MAKE_UP)) + self.interval;
+        }
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +126,17 @@ mod tests {
             now += PATIENCE;
         }
         assert_eq!((started, now), (5, 3 * PATIENCE));
+    }
+
+    #[test]
+    fn a_gate_lets_so_many_pass() {
+        let mut gate = Gate::new(Some(1000.0));
+        let passed = (0..1_000_000_000_u64).step_by(70_000).filter(|now| gate.may_pass(*now)).count();
+        assert!(passed.abs_diff(1000) <= 1, "{passed}");
+        // After a second in which nobody wanted to, not a thousand at once.
+        assert!((0..100).filter(|_| gate.may_pass(2_000_000_000)).count() <= 11);
+        let mut open = Gate::new(None);
+        assert!((0..1000).all(|_| open.may_pass(0)));
     }
 
     #[test]

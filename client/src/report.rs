@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::honesty::{self, Level};
 use crate::limits::Cpu;
+use crate::machine::Machine;
+use crate::misbehave::Fates;
 use crate::plan::Plan;
 use crate::stats::{Latencies, Row, Tally};
 
@@ -93,25 +96,43 @@ pub struct Slice {
 
 /// How far the figures of a run can be trusted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Honesty {
     /// Requests that the schedule asked for; in a closed loop those sent.
     pub offered: u64,
     /// Share of them that were not sent, in percent.
     pub missed_percent: f64,
-    /// How late requests started, 99 % at most and the latest, in nanoseconds. Zero in a closed loop.
+    /// Requests of the schedule for which no connection was tried, because none was free before the deadline or the end.
+    pub missed: u64,
+    /// Requests of the schedule that found every connection busy and had to wait for one.
+    pub waited: u64,
+    /// How late this client was with requests for which a connection was free: 99 % at most, in nanoseconds. Zero in a
+    /// closed loop.
     pub lag_p99_ns: u64,
-    /// The latest start, in nanoseconds.
+    /// The latest of those, in nanoseconds.
     pub lag_max_ns: u64,
     /// Longest turns of the client's own loop, from one wait for events to the next: 99 % at most, in nanoseconds.
     pub loop_p99_ns: u64,
     /// Share of one core that the busiest thread of this client used, in percent.
     pub client_cpu_percent: f64,
+    /// Threads of this client.
+    pub threads: u32,
+    /// What everybody else on this machine used, in percent of one core, if the server is on it.
+    pub others_cpu_percent: Option<f64>,
+    /// Requests that were to start so early are not in the histograms, in nanoseconds from the start of the run.
+    pub warmup_ns: u64,
+    /// So many answers are not in the histograms for this reason.
+    pub warmup_done: u64,
     /// How evenly requests were done: correlation of their number with the time; 1 is a straight line.
     pub linearity: Option<f64>,
-    /// Requests done per second in the steady part, with a 95 % interval from batch means; `None` in a short run.
+    /// Requests done per second after the warm-up, with a 95 % interval from batch means; `None` in a short run.
     pub rate: Option<Interval>,
     /// Whether the rate keeps its level; `None` in a short run.
     pub steady: Option<bool>,
+    /// If it does not because of the start: so much of it should be left out, in nanoseconds.
+    pub propose_warmup_ns: Option<u64>,
+    /// If it does not all along: by so many percent it changed.
+    pub drift_percent: Option<f64>,
     /// What limited the rate.
     pub limited_by: Limit,
     /// Connects that waited for a SYN to be sent again.
@@ -194,8 +215,12 @@ pub struct Report {
     pub series: Vec<Slice>,
     /// How far the figures can be trusted.
     pub honesty: Honesty,
+    /// What became of the clients that misbehaved, where there were any.
+    pub abusers: Option<Fates>,
     /// What the server used, where it was watched.
     pub server: Option<ServerUse>,
+    /// Where and when it was made.
+    pub machine: Option<Machine>,
 }
 
 impl Report {
@@ -221,6 +246,27 @@ impl Report {
             not_tried: planned.map(|planned| planned.saturating_sub(tally.tried)),
             peak_open: peak,
         };
+        let offered = if plan.rate.is_some() { tally.offered } else { tally.sent };
+        let series = tally.series.into_slices();
+        let level = Level::of(plan, &series, tally.warm_until);
+        let honesty = Honesty {
+            offered,
+            missed: tally.missed,
+            waited: tally.waited,
+            missed_percent: 100.0 * offered.saturating_sub(tally.sent) as f64 / offered.max(1) as f64,
+            lag_p99_ns: tally.lag.value_at_quantile(0.99),
+            lag_max_ns: tally.lag.max(),
+            loop_p99_ns: tally.turns.value_at_quantile(0.99),
+            warmup_ns: tally.warm_until,
+            warmup_done: tally.warm_done,
+            syn_retransmitted: tally.syn_retransmitted,
+            linearity: level.linearity,
+            rate: level.rate,
+            steady: level.steady,
+            propose_warmup_ns: level.propose_warmup_ns,
+            drift_percent: level.drift_percent,
+            ..Honesty::default()
+        };
         Report {
             plan: plan.clone(),
             addr,
@@ -233,10 +279,22 @@ impl Report {
             failures: tally.rows,
             cpu: Cpu::default(),
             peak_memory: None,
-            series: Vec::new(),
-            honesty: Honesty::default(),
+            series,
+            honesty,
+            abusers: None,
             server: None,
+            machine: None,
         }
+    }
+
+    /// Judges what limited the rate: after the run, and again when `server` has been filled in.
+    pub fn judge(&mut self) {
+        self.honesty.limited_by = honesty::limit(self);
+    }
+
+    /// Why the figures should not be built upon, one line each; empty if they may.
+    pub fn doubts(&self) -> Vec<String> {
+        honesty::doubts(self)
     }
 
     /// Whether the run says nothing bad: nothing failed, nothing in the plan was left out, and something was done.

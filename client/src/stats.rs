@@ -4,6 +4,7 @@ use hdrhistogram::{CreationError, Histogram};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Kind, Phase};
+use crate::series::{Counts, Series};
 
 /// Longest time a histogram tells apart, in nanoseconds: an hour. Longer ones count as this.
 const LONGEST: u64 = 3_600_000_000_000;
@@ -29,7 +30,6 @@ pub struct Latencies {
 
 impl Latencies {
     fn new() -> Result<Self, CreationError> {
-        let histogram = || Histogram::new_with_bounds(1, LONGEST, 3);
         Ok(Latencies {
             connect: histogram()?,
             first_byte: histogram()?,
@@ -39,6 +39,24 @@ impl Latencies {
             failed: histogram()?,
         })
     }
+
+    fn absorb(&mut self, other: &Latencies) {
+        add(&mut self.connect, &other.connect);
+        add(&mut self.first_byte, &other.first_byte);
+        add(&mut self.service, &other.service);
+        add(&mut self.total, &other.total);
+        add(&mut self.response, &other.response);
+        add(&mut self.failed, &other.failed);
+    }
+}
+
+/// Histograms of the same bounds always fit into one another.
+fn add(sum: &mut Histogram<u64>, other: &Histogram<u64>) {
+    _ = sum.add(other);
+}
+
+fn histogram() -> Result<Histogram<u64>, CreationError> {
+    Histogram::new_with_bounds(1, LONGEST, 3)
 }
 
 /// The instants of one request, in nanoseconds since the run began.
@@ -109,6 +127,30 @@ pub struct Tally {
     pub connects_failed_in_a_row: u64,
     /// Requests that timed out since the last that did not.
     pub timeouts_in_a_row: u64,
+    /// Open connections.
+    pub open: u64,
+    /// The most at once.
+    pub peak_open: u64,
+    /// Requests of the schedule that were due.
+    pub offered: u64,
+    /// Requests of the schedule that no connection was tried for.
+    pub missed: u64,
+    /// Requests of the schedule that found every connection busy.
+    pub waited: u64,
+    /// How late this client took up requests of the schedule for which a connection was free, in nanoseconds.
+    pub lag: Histogram<u64>,
+    /// How long the turns of the event loop took, in nanoseconds.
+    pub turns: Histogram<u64>,
+    /// Connects for which a SYN was sent again.
+    pub syn_retransmitted: u64,
+    /// Whether latencies are recorded.
+    pub record: bool,
+    /// Requests that were to start before this are not recorded, in nanoseconds since the run began.
+    pub warm_until: u64,
+    /// Requests done that were not recorded for this reason.
+    pub warm_done: u64,
+    /// The run in slices of time.
+    pub series: Series,
 }
 
 impl Tally {
@@ -132,6 +174,18 @@ impl Tally {
             bytes: 0,
             connects_failed_in_a_row: 0,
             timeouts_in_a_row: 0,
+            open: 0,
+            peak_open: 0,
+            offered: 0,
+            missed: 0,
+            waited: 0,
+            lag: histogram()?,
+            turns: histogram()?,
+            syn_retransmitted: 0,
+            record: true,
+            warm_until: 0,
+            warm_done: 0,
+            series: Series::default(),
         })
     }
 
@@ -139,13 +193,45 @@ impl Tally {
     pub fn established(&mut self, ns: u64) {
         self.connected += 1;
         self.connects_failed_in_a_row = 0;
-        self.latency.connect.saturating_record(ns);
+        if self.record {
+            self.latency.connect.saturating_record(ns);
+        }
+    }
+
+    /// The counts that slices are made of.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            // Without a schedule what is sent was due.
+            offered: if self.offered == 0 { self.sent } else { self.offered },
+            sent: self.sent,
+            done: self.done,
+            failed: self.failed + self.connects_failed,
+            connected: self.connected,
+            bytes: self.bytes,
+            open: self.open,
+        }
+    }
+
+    /// Ends the slices that are over by `now`.
+    pub fn roll(&mut self, now: u64) {
+        if now >= self.series.due() {
+            self.series.roll(now, self.counts());
+        }
     }
 
     /// An answer is complete and right.
     pub fn done(&mut self, at: Instants) {
+        self.roll(at.last);
         self.done += 1;
         self.timeouts_in_a_row = 0;
+        if !self.record {
+            return;
+        }
+        self.series.record(at.last.saturating_sub(at.intended));
+        if at.intended < self.warm_until {
+            self.warm_done += 1;
+            return;
+        }
         self.latency.first_byte.saturating_record(at.first.saturating_sub(at.sent));
         self.latency.service.saturating_record(at.last.saturating_sub(at.sent));
         self.latency.total.saturating_record(at.last.saturating_sub(at.start));
@@ -154,8 +240,11 @@ impl Tally {
 
     /// A connection or a request of age `age` failed at `now`, both in nanoseconds.
     pub fn failure(&mut self, failure: &Failure, now: u64, age: u64) {
+        self.roll(now);
         let kind = failure.kind();
-        self.latency.failed.saturating_record(age);
+        if self.record && now.saturating_sub(age) >= self.warm_until {
+            self.latency.failed.saturating_record(age);
+        }
         match kind.phase() {
             Phase::Connect => {
                 self.connects_failed += 1;
@@ -171,6 +260,52 @@ impl Tally {
         row.count += 1;
         row.last_ns = now;
         row.oldest_ns = row.oldest_ns.max(age);
+    }
+
+    /// Adds what another thread has counted, whose series is finished as this one's is.
+    pub fn absorb(&mut self, other: Tally) {
+        self.latency.absorb(&other.latency);
+        add(&mut self.lag, &other.lag);
+        add(&mut self.turns, &other.turns);
+        self.series.absorb(other.series);
+        for row in other.rows {
+            self.absorb_row(row);
+        }
+        for (sum, more) in [
+            (&mut self.tried, other.tried),
+            (&mut self.connected, other.connected),
+            (&mut self.connects_failed, other.connects_failed),
+            (&mut self.connects_censored, other.connects_censored),
+            (&mut self.sent, other.sent),
+            (&mut self.done, other.done),
+            (&mut self.failed, other.failed),
+            (&mut self.censored, other.censored),
+            (&mut self.bytes, other.bytes),
+            (&mut self.open, other.open),
+            (&mut self.peak_open, other.peak_open),
+            (&mut self.offered, other.offered),
+            (&mut self.missed, other.missed),
+            (&mut self.waited, other.waited),
+            (&mut self.syn_retransmitted, other.syn_retransmitted),
+            (&mut self.warm_done, other.warm_done),
+        ] {
+            *sum += more;
+        }
+        self.censored_oldest_ns = self.censored_oldest_ns.max(other.censored_oldest_ns);
+        self.warm_until = self.warm_until.max(other.warm_until);
+    }
+
+    fn absorb_row(&mut self, other: Row) {
+        let error_line = other.kind == Kind::ErrLine;
+        let same = |row: &&mut Row| row.kind == other.kind && (!error_line || row.example == other.example);
+        let Some(row) = self.rows.iter_mut().find(same) else { return self.rows.push(other) };
+        row.count += other.count;
+        if other.first_ns < row.first_ns {
+            row.example = other.example;
+        }
+        row.first_ns = row.first_ns.min(other.first_ns);
+        row.last_ns = row.last_ns.max(other.last_ns);
+        row.oldest_ns = row.oldest_ns.max(other.oldest_ns);
     }
 
     fn row(&mut self, failure: &Failure, now: u64) -> Option<&mut Row> {

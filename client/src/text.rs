@@ -1,11 +1,13 @@
 //! A report as text for people: 80 columns, one unit per table.
 
+mod honesty;
+
 use std::io::{self, Write};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::report::{Ended, Report};
+use crate::report::{Ended, Report, ServerUse};
 use crate::stats::{PERCENTILES, Row, needed, percentile};
 
 /// Less CPU time is not printed: the kernel may count it in ticks of 4 ms, and fewer than 10 ticks say little.
@@ -20,8 +22,10 @@ pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)?;
     counts(report, out)?;
     rates(report, out)?;
+    honesty::write(report, out)?;
     latencies(report, out)?;
     failures(report, out)?;
+    abusers(report, out)?;
     writeln!(out)?;
     writeln!(out, "{}", verdict(report))
 }
@@ -63,7 +67,19 @@ fn rates(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "this client  {each:.1} us CPU per request (user {user:.1}, system {system:.1}), ")?;
         writeln!(out, "{busy:.0} % of one core")?;
     }
-    Ok(())
+    report.server.as_ref().map_or(Ok(()), |used| server(used, report, out))
+}
+
+fn server(used: &ServerUse, report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let share = |ns: u64| ns as f64 / 1e3 / report.requests.done.max(1) as f64;
+    let (user, system) = (share(used.cpu.user_ns), share(used.cpu.system_ns));
+    let each = user + system;
+    writeln!(out, "server       {each:.1} us CPU per request (user {user:.1}, system {system:.1}), pid {}", used.pid)?;
+    let (waited, taken) = (used.voluntary_switches, used.involuntary_switches);
+    writeln!(out, "             context switches: {waited} voluntary, {taken} involuntary")?;
+    let megabytes = used.peak_rss_bytes as f64 / 1e6;
+    let (processes, threads) = (used.peak_processes, used.peak_threads);
+    writeln!(out, "             at most {processes} processes, {threads} threads, {megabytes:.1} MB resident")
 }
 
 fn scale(bytes: f64) -> (f64, &'static str) {
@@ -92,12 +108,13 @@ fn unit(longest: u64) -> (&'static str, f64, usize) {
 }
 
 fn latencies(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let latency = &report.latency;
+    let (latency, empty) = (&report.latency, Histogram::new_from(&report.latency.response));
     let rows = [
         ("connect", &latency.connect),
         ("first byte", &latency.first_byte),
         ("service", &latency.service),
         ("total", &latency.total),
+        ("response", if report.plan.rate.is_some() { &latency.response } else { &empty }),
         ("failed after", &latency.failed),
     ];
     let rows = rows.into_iter().filter(|(_, histogram)| !histogram.is_empty());
@@ -168,7 +185,23 @@ fn failure(row: &Row, tried: u64, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "          advice: {}", row.advice)
 }
 
-fn verdict(report: &Report) -> String {
+/// What became of those who misbehaved. The counts above are of the others.
+fn abusers(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let (Some(fates), Some(misbehave)) = (&report.abusers, &report.plan.misbehave) else { return Ok(()) };
+    writeln!(out)?;
+    writeln!(out, "abusers      {} x {}", misbehave.clients, misbehave.habit.describe())?;
+    writeln!(out, "             {} connections tried, {} made", fates.tried, fates.connected)?;
+    for (count, fate) in fates.list() {
+        writeln!(out, "{count:>20} {fate}")?;
+    }
+    match fates.longest_ns {
+        0 => Ok(()),
+        longest => writeln!(out, "             the longest ended after {}", span(Duration::from_nanos(longest))),
+    }
+}
+
+/// The last line: OK, or what went wrong.
+pub(crate) fn verdict(report: &Report) -> String {
     let (requests, connections) = (&report.requests, &report.connections);
     let left = match (requests.not_sent, connections.not_tried) {
         (_, Some(n)) if n > 0 => format!("; {n} connections were not tried"),

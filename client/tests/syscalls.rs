@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use support::{Server, have, serve_well, syscalls};
 
-/// How many events an epoll_wait reports depends on what else the machine does: the best of so many runs counts.
+/// How many events an epoll_pwait2 reports depends on what else the machine does: the best of so many runs counts.
 const ATTEMPTS: usize = 5;
 const REQUESTS: u64 = 3000;
 
@@ -23,7 +23,7 @@ fn calls(server: &Server, args: &[&str]) -> BTreeMap<String, i64> {
     long.into_iter().map(|(name, n)| (name.clone(), n as i64 - less(&name))).collect()
 }
 
-/// Besides epoll_wait, `each` request makes these calls once and no others; all together they keep to the bar.
+/// Besides epoll_pwait2, `each` request makes these calls once and no others; all together they keep to the bar.
 fn check(test: &str, args: &[&str], each: &[&str], bar: f64) {
     if !have("strace", test) {
         return;
@@ -34,7 +34,7 @@ fn check(test: &str, args: &[&str], each: &[&str], bar: f64) {
     for _ in 0..ATTEMPTS {
         let mut calls = calls(&server, args);
         best = best.min(calls.remove("total").unwrap() as f64 / REQUESTS as f64);
-        calls.remove("epoll_wait");
+        calls.remove("epoll_pwait2");
         // To the nearest: the program's own start may differ by a brk or so.
         let rounded = calls.into_iter().map(|(name, n)| (name, (n as f64 / REQUESTS as f64).round() as i64));
         let calls: BTreeMap<String, i64> = rounded.filter(|(_, n)| *n != 0).collect();

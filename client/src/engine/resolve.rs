@@ -19,6 +19,20 @@ pub fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, CouldNotRun> 
     if addrs.is_empty() { Err(unknown("it has no address".into())) } else { Ok(addrs) }
 }
 
+/// The addresses of the first of `hosts`, which are separated by commas, and one address of each further one.
+///
+/// # Errors
+/// [`CouldNotRun::UnknownHost`].
+pub fn targets(hosts: &str, port: u16) -> Result<(Vec<SocketAddr>, Vec<SocketAddr>), CouldNotRun> {
+    let (first, more) = hosts.split_once(',').map_or((hosts, None), |(first, more)| (first, Some(more)));
+    let more = more.into_iter().flat_map(|more| more.split(','));
+    let more: Result<Vec<SocketAddr>, CouldNotRun> = more
+        .map(|host| Ok(addresses(host, port)?.into_iter().take(1)))
+        .collect::<Result<Vec<_>, _>>()
+        .map(|found| found.into_iter().flatten().collect());
+    Ok((addresses(first, port)?, more?))
+}
+
 /// The resolver's own words, without what std puts before them.
 fn why(text: &str) -> String {
     text.rsplit(": ").next().unwrap_or(text).to_owned()

@@ -2,19 +2,20 @@
 
 use std::io::{ErrorKind, Read};
 use std::mem;
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use mio::event::Event;
-use mio::unix::SourceFd;
-use mio::{Interest, Token};
+use nix::sys::epoll::EpollFlags;
 use nix::unistd;
 use socket2::{Domain, Socket, Type};
 
-use super::Engine;
+use super::epoll::{BOTH, News, READ};
+use super::{Engine, resend};
 use crate::conn::Step;
 use crate::failure::Failure;
 
+/// A connect that takes longer is looked at: the first SYN is sent again after a second, sooner where the kernel has
+/// been told so, and never within the time that a network needs.
+const SLOW_CONNECT: u64 = 200_000_000;
 /// An answer may fill the buffer so often before the other connections get their turn.
 const READS: usize = 16;
 
@@ -30,16 +31,43 @@ enum Sent {
     NoConnection,
 }
 
-impl Engine {
-    /// Opens the next connection of client `i`, and sends its first request if the connection is there at once.
-    pub(super) fn open(&mut self, i: usize) {
+impl Engine<'_> {
+    /// Opens the next connection of client `i`, and sends its first request, which was to start at `intended`, if the
+    /// connection is there at once.
+    pub(super) fn open(&mut self, i: usize, intended: Option<u64>) {
         let now = self.now();
         let Some(slot) = self.slots.get_mut(i) else { return };
-        slot.client.begin(now, &self.rules);
+        slot.client.begin(now, intended.unwrap_or(now), &self.rules);
+        if self.connect(i) {
+            self.connect_begun(i);
+        }
+    }
+
+    /// Opens the connection of client `i` for requests to come.
+    pub(super) fn open_bare(&mut self, i: usize) {
+        let now = self.now();
+        let Some(slot) = self.slots.get_mut(i) else { return };
+        slot.client.begin_bare(now, &self.rules);
+        if self.connect(i) {
+            self.register(i, BOTH);
+        }
+    }
+
+    /// Returns whether a connect is under way; if not, it has failed.
+    fn connect(&mut self, i: usize) -> bool {
+        let Some(slot) = self.slots.get_mut(i) else { return false };
         self.tally.tried += 1;
+        let way = if self.probing { 0 } else { self.way };
+        self.way += 1;
         let kind = Type::STREAM.nonblocking().cloexec();
         let connecting = Socket::new_raw(Domain::for_address(self.addr), kind, None).and_then(|socket| {
-            let connecting = socket.connect(&self.peer);
+            if self.nodelay {
+                socket.set_tcp_nodelay(true)?;
+            }
+            let connecting = match self.crew.route.is_plain() {
+                true => socket.connect(&self.peer),
+                false => self.crew.route.connect(&socket, way, self.addr),
+            };
             slot.socket = Some(socket);
             self.sockets += 1;
             connecting
@@ -47,8 +75,9 @@ impl Engine {
         match connecting {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
                 self.connect_failed(i, &Failure::Connect(error.raw_os_error().unwrap_or_default()));
+                false
             }
-            _ => self.connect_begun(i),
+            _ => true,
         }
     }
 
@@ -57,36 +86,76 @@ impl Engine {
         let interest = match self.send(i) {
             Sent::NoConnection => return,
             Sent::Broken => return self.receive(i, true),
-            Sent::All => Interest::READABLE,
-            Sent::NotYet => Interest::READABLE | Interest::WRITABLE,
+            Sent::All => READ,
+            Sent::NotYet => BOTH,
         };
         // Registering reports what has come before it too, so the answer cannot be missed.
+        self.register(i, interest);
+    }
+
+    fn is_connecting(&self, i: usize) -> bool {
+        self.slots.get(i).is_none_or(|slot| slot.client.is_connecting())
+    }
+
+    fn register(&mut self, i: usize, interest: EpollFlags) {
         let Some(Some(socket)) = self.slots.get(i).map(|slot| &slot.socket) else { return };
-        let registered = self.poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), Token(i), interest);
-        if let Err(error) = registered {
+        if let Err(error) = self.epoll.add(socket, i, interest) {
             self.broken(i, error.raw_os_error().unwrap_or_default());
         }
     }
 
-    /// Something happened on the connection of the client with the event's token.
-    pub(super) fn on_event(&mut self, event: &Event) {
-        let Token(i) = event.token();
+    /// Something happened on the connection of the client with the token.
+    pub(super) fn on_news(&mut self, news: News) {
+        let i = news.token;
         let Some(slot) = self.slots.get(i) else { return };
         if slot.socket.is_none() {
             return;
         }
+        if slot.client.is_opening() {
+            return self.on_opening(i);
+        }
         // Edge-triggered: that the server has closed, or the connection is broken, is said once.
-        let over = event.is_read_closed() || event.is_error();
+        let over = news.is_over();
+        if slot.client.is_ready() {
+            // Bytes that nobody asked for stay where they are; they are in front of the next answer, and make it wrong.
+            return if over {
+                self.closed_idle(i)
+            };
+        }
         if slot.client.is_sending() {
             match self.send(i) {
-                Sent::NoConnection | Sent::NotYet => return,
+                Sent::NoConnection => return,
+                // An echo comes back while there is more to send, and nobody goes on who is not read from.
+                Sent::NotYet if !news.is_readable() || self.is_connecting(i) => return,
                 Sent::Broken => return self.receive(i, true),
-                Sent::All => {}
+                Sent::All | Sent::NotYet => {}
             }
         }
-        if event.is_readable() || over {
+        if news.is_readable() {
             self.receive(i, over);
         }
+    }
+
+    /// A connection without a request: established, or failed.
+    fn on_opening(&mut self, i: usize) {
+        let now = self.now();
+        let Some(slot) = self.slots.get_mut(i) else { return };
+        let Some(socket) = &slot.socket else { return };
+        if let Ok(Some(error)) | Err(error) = socket.take_error() {
+            return self.connect_failed(i, &Failure::Connect(error.raw_os_error().unwrap_or_default()));
+        }
+        self.established(i);
+        let Some(slot) = self.slots.get_mut(i) else { return };
+        slot.client.opened(now, &mut self.tally);
+        self.settle(i);
+        self.is_free(i);
+    }
+
+    /// The server has closed a connection on which no request was under way; the next one needs another.
+    fn closed_idle(&mut self, i: usize) {
+        let Some(slot) = self.slots.get_mut(i) else { return };
+        slot.client.closed_idle(&self.rules);
+        self.drop_socket(i);
     }
 
     /// Reads on where connections were left for the sake of the others.
@@ -101,12 +170,12 @@ impl Engine {
             let now = self.now();
             let Some(slot) = self.slots.get_mut(i) else { return Sent::NoConnection };
             let Some(socket) = &slot.socket else { return Sent::NoConnection };
-            let text = self.request.get(slot.client.taken()..).unwrap_or_default();
+            let (text, whole) = slot.client.text(&self.rules, &mut self.scratch);
             match socket.send_with_flags(text, libc::MSG_NOSIGNAL) {
                 Ok(n) => {
                     self.established(i);
                     let Some(slot) = self.slots.get_mut(i) else { return Sent::NoConnection };
-                    if slot.client.took(n, self.request.len(), now, &mut self.tally) {
+                    if slot.client.took(n, whole, now, &mut self.tally) {
                         return Sent::All;
                     }
                 }
@@ -130,7 +199,7 @@ impl Engine {
 
     /// Receives until the kernel has no more. A recv that does not fill the buffer has taken everything, and news
     /// behind it come with a new edge; only where the end has been announced already (`over`) it has to be fetched.
-    fn receive(&mut self, i: usize, over: bool) {
+    pub(super) fn receive(&mut self, i: usize, over: bool) {
         for _ in 0..READS {
             let Some(slot) = self.slots.get_mut(i) else { return };
             let Some(socket) = &slot.socket else { return };
@@ -158,6 +227,10 @@ impl Engine {
                 Step::Close => return self.close(i),
                 Step::Wait => {}
                 Step::Send => more |= self.send_next(i),
+                Step::Pause => {
+                    self.settle(i);
+                    return self.is_free(i);
+                }
             }
             if !more {
                 return self.settle(i);
@@ -168,7 +241,7 @@ impl Engine {
     }
 
     /// Sends the next request on a kept connection. Returns true where that failed, and the rest is to be read.
-    fn send_next(&mut self, i: usize) -> bool {
+    pub(super) fn send_next(&mut self, i: usize) -> bool {
         match self.send(i) {
             Sent::All | Sent::NoConnection => return false,
             Sent::Broken => return true,
@@ -176,8 +249,7 @@ impl Engine {
         }
         // The send buffer is full, although the answer to all that went before is here: wait for room.
         let Some(Some(socket)) = self.slots.get(i).map(|slot| &slot.socket) else { return false };
-        let both = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().reregister(&mut SourceFd(&socket.as_raw_fd()), Token(i), both).is_err()
+        self.epoll.modify(socket, i, BOTH).is_err()
     }
 
     fn broken(&mut self, i: usize, errno: i32) {
@@ -187,33 +259,35 @@ impl Engine {
             return self.connect_failed(i, &Failure::Connect(errno));
         }
         if !slot.client.is_idle() {
-            slot.client.broken(errno, now, &self.rules, &mut self.tally);
+            slot.client.broken(errno, now, &mut self.tally);
         }
         self.close(i);
     }
 
-    /// Closes the connection of client `i`, which also takes it out of epoll, and lets the client go on.
+    /// Closes the connection of client `i` and lets the client go on.
     pub(super) fn close(&mut self, i: usize) {
-        let Some(slot) = self.slots.get_mut(i) else { return };
-        if let Some(socket) = slot.socket.take() {
-            self.sockets -= 1;
-            self.open -= u64::from(mem::take(&mut slot.established));
-            if self.reset_on_close {
-                // Fails on a connection that is reset already, and then there is nothing to do.
-                _ = socket.set_linger(Some(Duration::ZERO));
-            }
-            // Not by drop: in a build with debug assertions that asks fcntl first whether the descriptor is open.
-            _ = unistd::close(socket);
-        }
-        if slot.client.has_work() {
-            self.ready.push(i);
-        }
+        self.drop_socket(i);
         self.settle(i);
+        self.goes_on(i);
         self.give_up_if_in_vain();
     }
 
+    /// Closes a socket, which also takes it out of epoll.
+    pub(super) fn drop_socket(&mut self, i: usize) {
+        let Some(slot) = self.slots.get_mut(i) else { return };
+        let Some(socket) = slot.socket.take() else { return };
+        self.sockets -= 1;
+        self.tally.open -= u64::from(mem::take(&mut slot.established));
+        if self.reset_on_close {
+            // Fails on a connection that is reset already, and then there is nothing to do.
+            _ = socket.set_linger(Some(Duration::ZERO));
+        }
+        // Not by drop: in a build with debug assertions that asks fcntl first whether the descriptor is open.
+        _ = unistd::close(socket);
+    }
+
     /// Tells the ramp about the first answer, or the failure, of a client that has just started.
-    fn settle(&mut self, i: usize) {
+    pub(super) fn settle(&mut self, i: usize) {
         let Some(slot) = self.slots.get_mut(i) else { return };
         if slot.ramping && !slot.client.is_unanswered() {
             slot.ramping = false;
@@ -222,11 +296,29 @@ impl Engine {
     }
 
     fn established(&mut self, i: usize) {
-        self.probing = false;
         let Some(slot) = self.slots.get_mut(i) else { return };
-        if !mem::replace(&mut slot.established, true) {
-            self.open += 1;
-            self.peak_open = self.peak_open.max(self.open);
+        if mem::replace(&mut slot.established, true) {
+            return;
+        }
+        self.tally.open += 1;
+        self.tally.peak_open = self.tally.peak_open.max(self.tally.open);
+        if mem::take(&mut self.probing) {
+            self.crew.found(self.addr);
+        }
+        self.look_for_resent_syn(i);
+    }
+
+    /// Whether a connect was slow because the kernel at the other end dropped the SYN: then its accept queue was full.
+    pub(super) fn look_for_resent_syn(&mut self, i: usize) {
+        let now = self.now();
+        let Some(slot) = self.slots.get(i) else { return };
+        if now.saturating_sub(slot.client.began()) < SLOW_CONNECT {
+            return;
+        }
+        if let Some(socket) = &slot.socket
+            && resend::retransmitted(socket)
+        {
+            self.tally.syn_retransmitted += 1;
         }
     }
 }

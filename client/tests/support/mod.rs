@@ -152,11 +152,23 @@ pub fn client(server: &Server, args: &[&str]) -> Ran {
 /// Runs a command to its end, which the watchdog brings about if need be; then the test fails.
 #[track_caller]
 pub fn run(command: &mut Command) -> Ran {
-    finish(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    run_within(WATCHDOG, command)
+}
+
+/// The same for a run that may last so long.
+#[track_caller]
+pub fn run_within(watchdog: Duration, command: &mut Command) -> Ran {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    finish_within(watchdog, command.spawn().unwrap())
 }
 
 #[track_caller]
 pub fn finish(child: Child) -> Ran {
+    finish_within(WATCHDOG, child)
+}
+
+#[track_caller]
+fn finish_within(watchdog: Duration, child: Child) -> Ran {
     let pid = child.id();
     let (done, finished) = mpsc::channel();
     let waiter = thread::spawn(move || {
@@ -164,7 +176,7 @@ pub fn finish(child: Child) -> Ran {
         done.send(()).ok();
         output.unwrap()
     });
-    let hung = finished.recv_timeout(WATCHDOG) == Err(RecvTimeoutError::Timeout);
+    let hung = finished.recv_timeout(watchdog) == Err(RecvTimeoutError::Timeout);
     if hung {
         // It is not waited for yet, so the number is still its own.
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::SIGKILL).unwrap();

@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
 use socket2::{Domain, Socket, Type};
 
 const ROLE: &str = "CLIENT_TEST_RIG";
@@ -24,12 +25,20 @@ pub struct Rig {
 impl Rig {
     /// Starts this program again, as the rig.
     pub fn start() -> Rig {
-        let mut this = Command::new(std::env::current_exe().unwrap());
-        let mut child = this.env(ROLE, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        Rig::start_by(&mut Command::new(std::env::current_exe().unwrap()))
+    }
+
+    /// Starts this program again, as the rig, by a command that does so in the end.
+    pub fn start_by(command: &mut Command) -> Rig {
+        let mut child = command.env(ROLE, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut port = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
         let stdin = child.stdin.take();
         Rig { child, stdin, port: port.trim().to_owned() }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
     }
 }
 
@@ -74,7 +83,11 @@ fn serve() {
     let mut events = Events::with_capacity(1024);
     let mut buffer = [0; 4096];
     loop {
-        poll.poll(&mut events, None).unwrap();
+        match poll.poll(&mut events, None) {
+            // signal(7): epoll_wait ends so when the process goes on after a stop.
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            result => result.unwrap(),
+        }
         for event in &events {
             match event.token() {
                 STDIN => return,
