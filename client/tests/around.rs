@@ -1,5 +1,13 @@
 //! What is done around runs: servers started and watched, gates, comparisons. The server is this test program itself,
 //! started again.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
 
 mod support;
 
@@ -28,7 +36,12 @@ fn main() {
         ("doctor_and_usage", doctor_and_usage),
     ];
     let args = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let trial = |(name, test): (&str, fn())| Trial::test(name, move || Ok(test()));
+    let trial = |(name, test): (&str, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
     libtest_mimic::run(&args, tests.map(trial).into()).exit();
 }
 
