@@ -223,11 +223,10 @@ pub struct Report {
     pub machine: Option<Machine>,
 }
 
-impl Report {
-    /// Puts the counts of a run together.
-    pub(crate) fn new(plan: &Plan, addr: SocketAddr, ended: Ended, elapsed: Duration, tally: Tally, peak: u64) -> Self {
+impl Requests {
+    fn of(plan: &Plan, tally: &Tally) -> Self {
         let planned = plan.requests();
-        let requests = Requests {
+        Requests {
             planned,
             sent: tally.sent,
             done: tally.done,
@@ -235,7 +234,14 @@ impl Report {
             censored: tally.censored,
             censored_oldest_ns: tally.censored_oldest_ns,
             not_sent: planned.map(|planned| planned.saturating_sub(tally.sent)),
-        };
+        }
+    }
+}
+
+impl Report {
+    /// Puts the counts of a run together.
+    pub(crate) fn new(plan: &Plan, addr: SocketAddr, ended: Ended, elapsed: Duration, tally: Tally, peak: u64) -> Self {
+        let requests = Requests::of(plan, &tally);
         let planned = plan.connections();
         let connections = Connections {
             planned,

@@ -132,7 +132,7 @@ fn main() -> Result<(), Failed> {
         }
         server.sweep(now);
         server.serve(now);
-        server.accept(now)?;
+        server.accept(if server.args.edge { ACCEPTS } else { n.min(ACCEPTS) }, now)?;
     }
 
     server.args.log.cpu_time();
@@ -291,9 +291,11 @@ impl Server {
         }
     }
 
-    /// Takes clients from the queue: as guests while there are places, then as dead ends.
-    fn accept(&mut self, now: Instant) -> Result<(), Failed> {
-        for turn in 0..ACCEPTS {
+    /// Takes clients from the queue: as guests while there are places, then as dead ends. An accept that finds nobody has
+    /// made a socket and a file for nothing: level-triggered, so many as there were events, and who is left is reported
+    /// again; edge-triggered, until it says that nobody is left.
+    fn accept(&mut self, most: usize, now: Instant) -> Result<(), Failed> {
+        for turn in 0..most {
             let Some(listener) = self.open_door().filter(|_| self.knock) else { break };
             // accept4 knows SOCK_NONBLOCK; socket2 does not, and asks fcntl. The listener's own mode is not inherited.
             let accepted = listener.accept().and_then(|(conn, peer)| conn.set_nonblocking(true).map(|()| (conn, peer)));
@@ -328,6 +330,7 @@ impl Server {
             self.nearest = self.nearest.into_iter().chain([service.deadline()]).min();
             self.clients.insert(key, Client { conn, peer, service, dead_end, interest });
         }
+        self.knock &= self.args.edge;
         Ok(())
     }
 

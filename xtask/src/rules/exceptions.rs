@@ -51,7 +51,7 @@ pub const EXCEPTIONS: &[Exception] = &[
         "the interest list moves into the kernel, and the edge brings a ready list",
     ),
     exception("server02c-mio", What::Code, 270, "as server02b-epoll with --edge: mio is edge-triggered"),
-    exception("server02c-mio", What::Diff, 185, "every call of the multiplexer has another name, and --edge goes"),
+    exception("server02c-mio", What::Diff, 190, "every call of the multiplexer has another name, and --edge goes"),
     exception(
         "server03-prefork",
         What::Code,
@@ -152,4 +152,16 @@ pub const EXCEPTIONS: &[Exception] = &[
         "limits, refusals and the stop are the program's own with a runtime too",
     ),
     exception("server08-tokio", What::Diff, 380, "another vocabulary for the whole program"),
+    exception(
+        "client/src/conn.rs",
+        What::Code,
+        355,
+        "the life of one measured request stands in one place: its instants, its judgement and its count",
+    ),
+    exception(
+        "client/src/plan.rs",
+        What::Code,
+        325,
+        "every option of a run in one struct, with its words and its bounds",
+    ),
 ];
