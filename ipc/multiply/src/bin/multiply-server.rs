@@ -79,7 +79,7 @@ fn main() -> Result<(), Failed> {
         // The acceptor waits for nobody: `work` has a place for each of --max-conns, and what finds no place among
         // the refused is dropped, and so closed.
         let full = lock(&CLIENTS).len() >= args.max_conns.into();
-        let client = Client { _place: (!full).then(|| Place::of(&conn)), conn, peer, since: Instant::now() };
+        let client = Client { _place: (!full).then(|| Place::of(&conn)), conn, peer };
         let _ = if full { refusals.try_send(client) } else { work.try_send(client) };
     }
 
@@ -112,7 +112,6 @@ struct Client {
     _place: Option<Place>,
     conn: Socket,
     peer: SockAddr,
-    since: Instant,
 }
 
 /// An entry among the clients, from the accept to the moment before the close.
@@ -139,8 +138,8 @@ fn worker(args: &Args, queue: &Mutex<Receiver<Client>>, serves: bool) {
         let received = lock(queue).recv();
         let Ok(mut client) = received else { return };
         let conn = match serves {
-            // Its idle deadline has been running since it was accepted.
-            true => Conn::new(args.framing, &args.limits, client.since),
+            // Its clock starts here: a request that has waited for a worker is not late.
+            true => Conn::new(args.framing, &args.limits, Instant::now()),
             false => Conn::refused(Refusal::Busy, args.framing, &args.limits, Instant::now()),
         };
         // A panic ends this conversation and not the thread, which the pool could not do without.
