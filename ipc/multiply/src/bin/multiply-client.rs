@@ -73,7 +73,7 @@ fn run(args: &Args) -> Result<bool> {
     }
     if !args.request.is_empty() {
         talk.send(&args.request.join(" "))?;
-        return Ok(talk.show_answer()?);
+        return talk.show_answer();
     }
     let (mut stdin, mut refused) = (io::stdin().lock(), false);
     loop {
