@@ -1,7 +1,14 @@
 //! Requests per second on one connection: one at a time, and many under way at once.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    missing_docs
+)]
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -24,12 +31,7 @@ fn main() {
     }
     group.finish();
     let (one, many) = (rate(&mut stream, 1), rate(&mut stream, DEEP));
-    writeln!(
-        io::stdout(),
-        "requests/s: {one:.0} one at a time, {many:.0} with {DEEP} under way: {:.1} times",
-        many / one
-    )
-    .unwrap();
+    println!("requests/s: {one:.0} one at a time, {many:.0} with {DEEP} under way: {:.1} times", many / one);
 }
 
 fn ask(stream: &mut TcpStream, depth: usize) {
