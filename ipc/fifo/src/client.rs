@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -40,6 +40,8 @@ pub struct Client {
     wake: Option<SignalFd>,
 }
 
+extern "C" fn nothing(_: i32) {}
+
 /// Removes the reply FIFO's name, whichever way the request ends.
 struct Name(PathBuf);
 
@@ -62,6 +64,9 @@ impl Client {
         let wake = match way {
             Way::Signals => {
                 let set = SigSet::from_iter([Signal::SIGUSR1]);
+                // Never run while the signal is blocked: it is how the server sees that SIGUSR1 cannot kill us.
+                // SAFETY: the handler does nothing, which is safe at any moment.
+                unsafe { signal(Signal::SIGUSR1, SigHandler::Handler(nothing)) }.context("signal")?;
                 set.thread_block().context("sigprocmask")?;
                 Some(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?)
             }

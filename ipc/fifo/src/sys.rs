@@ -60,7 +60,7 @@ pub fn open_fifo(path: &Path, read: bool, write: bool) -> io::Result<File> {
 }
 
 /// May this pid be sent `signal`? It must be another process of ours that has unblockable death by it ruled out:
-/// it catches the signal, or has it blocked and reads it from a signalfd. Ask while a pidfd is held, so that the
+/// it catches the signal. (Blocked is not enough: it may be unblocked later.) Ask while a pidfd is held, so that the
 /// process asked about is the one that will be signalled.
 #[must_use]
 pub fn expects(pid: i32, signal: i32) -> bool {
@@ -71,5 +71,5 @@ pub fn expects(pid: i32, signal: i32) -> bool {
         let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("0");
         u64::from_str_radix(line.trim(), 16).unwrap_or(0)
     };
-    ours && (mask("SigCgt:") | mask("SigBlk:")) & (1 << (signal - 1)) != 0
+    ours && mask("SigCgt:") & (1 << (signal - 1)) != 0
 }

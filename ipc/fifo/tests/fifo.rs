@@ -178,3 +178,38 @@ fn the_servers_end_is_seen_and_not_waited_out() {
     assert_eq!(out.status.code(), Some(1));
     assert!(server.child.wait().is_ok());
 }
+
+/// In a pid namespace of its own, so that a server that did signal them could reach nobody else.
+#[test]
+fn no_pid_a_client_names_is_signalled() {
+    if !testkit::tools::have("unshare", "no_pid_a_client_names_is_signalled") {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let pids = [0, 1, -1, -5, i32::MIN, i32::MAX, 400, 2, 3, 4, 5, 6, 7, 8];
+    let mut records = Vec::new();
+    let mut script = "sleep 60 & A=$!; sleep 60 & B=$!; $SERVER --dir run --signals --events > log & S=$!
+        until [ -p run/req ]; do :; done
+"
+    .to_owned();
+    for pid in pids {
+        let nonce = [pid as u8; 16];
+        records.extend(fifo::record::Question { nonce, n: 3, pid }.to_bytes());
+        let path = fifo::rundir::reply_path(Path::new("run"), pid, &nonce);
+        script += &format!("mkfifo -m 600 {0}; sleep 60 <> {0} & \n", path.display());
+    }
+    std::fs::write(temp.path().join("records"), records).unwrap();
+    script += "cat records > run/req; $CLIENT --dir run --signals --count 1 || exit 3
+        kill -0 $A && kill -0 $B && kill -0 $S && echo alive";
+    let out = Command::new("unshare")
+        .args(["-Urpf", "--mount-proc", "--kill-child", "sh", "-c", &script])
+        .env("SERVER", SERVER)
+        .env("CLIENT", CLIENT)
+        .current_dir(temp.path())
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&out.stdout).ends_with("alive\n"), "{out:?}");
+    let log = std::fs::read_to_string(temp.path().join("log")).unwrap();
+    assert_eq!(log.matches("\"event\":\"signal\"").count(), 1, "only the real client: {log}");
+    assert!(log.matches("\"event\":\"no-signal\"").count() >= 8, "{log}");
+}
