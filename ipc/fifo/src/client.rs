@@ -1,0 +1,174 @@
+//! One request, as a function: whoever wants numbers calls [`Client::request`], nobody reads a program's text.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use crate::record::{Answer, HEAD, MAX_N, Nonce, Question};
+use crate::rundir::reply_path;
+use crate::sys::{open_fifo, pidfd_open, pidfd_send_signal, random};
+
+/// How to reach the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The request FIFO and a reply FIFO of our own.
+    Fifo,
+    /// The same, woken by SIGUSR1 and acknowledging with SIGUSR1.
+    Signals,
+    /// The Unix socket, where the kernel says who asks.
+    Unix,
+}
+
+/// A client of the server in one directory.
+#[derive(Debug)]
+pub struct Client {
+    dir: PathBuf,
+    way: Way,
+    deadline: Duration,
+    server: OwnedFd,
+    wake: Option<SignalFd>,
+}
+
+extern "C" fn nothing(_: i32) {}
+
+/// Removes the reply FIFO's name, whichever way the request ends.
+struct Name(PathBuf);
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Client {
+    /// Finds the server. In [`Way::Signals`] SIGUSR1 is blocked in the calling thread first: a signal that comes
+    /// before the wait then stays pending, and is read from a descriptor.
+    ///
+    /// # Errors
+    /// Where no server runs in `dir`.
+    pub fn new(dir: &Path, way: Way, deadline: Duration) -> Result<Self> {
+        let no_server = || format!("no server in {}", dir.display());
+        let pid: i32 = fs::read_to_string(dir.join("lock")).with_context(no_server)?.parse().with_context(no_server)?;
+        let server = pidfd_open(pid).with_context(no_server)?;
+        let wake = match way {
+            Way::Signals => {
+                let set = SigSet::from_iter([Signal::SIGUSR1]);
+                // Never run while the signal is blocked: it is how the server sees that SIGUSR1 cannot kill us.
+                // SAFETY: the handler does nothing, which is safe at any moment.
+                unsafe { signal(Signal::SIGUSR1, SigHandler::Handler(nothing)) }.context("signal")?;
+                set.thread_block().context("sigprocmask")?;
+                Some(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?)
+            }
+            _ => None,
+        };
+        Ok(Self { dir: dir.to_owned(), way, deadline, server, wake })
+    }
+
+    /// Asks for `n` numbers and waits for them, for the server's end, or for the deadline.
+    ///
+    /// # Errors
+    /// No server, its end, no answer in time, or an answer to something else.
+    pub fn request(&self, n: i32) -> Result<Answer> {
+        let pid = i32::try_from(std::process::id()).context("pid")?;
+        let question = Question { nonce: random().context("getrandom")?, n, pid };
+        let bytes = match self.way {
+            Way::Unix => self.over_socket(&question)?,
+            Way::Fifo | Way::Signals => self.over_fifo(&question)?,
+        };
+        let answer = Answer::from_bytes(&bytes).ok_or_else(|| anyhow!("the answer is not a whole record"))?;
+        ensure!(answer.nonce == question.nonce, "the answer belongs to another question");
+        Ok(answer)
+    }
+
+    fn over_fifo(&self, question: &Question) -> Result<Vec<u8>> {
+        let path = reply_path(&self.dir, question.pid, &question.nonce);
+        mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).with_context(|| format!("mkfifo {}", path.display()))?;
+        let name = Name(path);
+        // Opened before the question is sent: the server opens it O_WRONLY | O_NONBLOCK and takes ENXIO for our end.
+        let reply = open_fifo(&name.0, true, false).with_context(|| format!("open {}", name.0.display()))?;
+        let req = self.dir.join("req");
+        let mut req = open_fifo(&req, false, true).with_context(|| format!("no server reads {}", req.display()))?;
+        let until = Instant::now() + self.deadline;
+        loop {
+            match req.write(&question.to_bytes()) {
+                Ok(_) => break, // at most PIPE_BUF: all or nothing
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait(&req, PollFlags::POLLOUT, until)?,
+                Err(e) => return Err(e).context("write req"),
+            }
+        }
+        let bytes = self.read_reply(reply, until)?;
+        if self.way == Way::Signals {
+            // The acknowledgement: to the descriptor, so that it can reach nobody but the server we asked.
+            pidfd_send_signal(&self.server, libc::SIGUSR1).context("acknowledge")?;
+        }
+        Ok(bytes)
+    }
+
+    fn read_reply(&self, mut reply: File, until: Instant) -> Result<Vec<u8>> {
+        let mut buffer = [0u8; HEAD + 4 * MAX_N as usize];
+        loop {
+            match reply.read(&mut buffer) {
+                Ok(n) if n > 0 => return Ok(buffer.get(..n).unwrap_or_default().to_vec()),
+                // 0: no writer yet. EAGAIN: a writer, and nothing written yet.
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e).context("read the reply FIFO"),
+            }
+            self.wait(&reply, PollFlags::POLLIN, until)?;
+        }
+    }
+
+    /// Sleeps until `file` is ready, SIGUSR1 came, the server ended, or it is too late.
+    fn wait(&self, file: &impl AsFd, what: PollFlags, until: Instant) -> Result<()> {
+        let left = until.saturating_duration_since(Instant::now());
+        ensure!(!left.is_zero(), "no answer within {} ms", self.deadline.as_millis());
+        let mut fds = vec![PollFd::new(file.as_fd(), what), PollFd::new(self.server.as_fd(), PollFlags::POLLIN)];
+        if let Some(wake) = &self.wake {
+            fds.push(PollFd::new(wake.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(e).context("poll"),
+        }
+        let ready = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
+        if ready(1) && !ready(0) {
+            bail!("the server ended");
+        }
+        if let Some(wake) = self.wake.as_ref().filter(|_| ready(2)) {
+            let _ = wake.read_signal(); // only a hint to look: the answer is in the FIFO
+        }
+        Ok(())
+    }
+
+    fn over_socket(&self, question: &Question) -> Result<Vec<u8>> {
+        let path = self.dir.join("sock");
+        let mut conn = UnixStream::connect(&path).with_context(|| format!("connect {}", path.display()))?;
+        conn.set_read_timeout(Some(self.deadline)).context("SO_RCVTIMEO")?;
+        conn.write_all(&question.to_bytes()).context("write")?;
+        let mut head = [0u8; HEAD];
+        let late = |e: io::Error| anyhow!("no answer from {}: {e}", path.display());
+        conn.read_exact(&mut head).map_err(late)?;
+        let count = u16::from_le_bytes([head[6], head[7]]).min(MAX_N as u16);
+        let mut bytes = head.to_vec();
+        bytes.resize(HEAD + 4 * usize::from(count), 0);
+        conn.read_exact(bytes.get_mut(HEAD..).unwrap_or_default()).map_err(late)?;
+        Ok(bytes)
+    }
+}
+
+/// The nonce as the reply FIFO's name has it.
+#[must_use]
+pub fn hex(nonce: &Nonce) -> String {
+    nonce.iter().map(|byte| format!("{byte:02x}")).collect()
+}

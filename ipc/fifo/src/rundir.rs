@@ -1,0 +1,95 @@
+//! The private directory the names live in, and who owns it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use crate::record::Nonce;
+use crate::sys::my_uid;
+
+/// `$XDG_RUNTIME_DIR/fifo-demo`, or one under /tmp that carries the user's number.
+#[must_use]
+pub fn default_dir() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) => Path::new(&dir).join("fifo-demo"),
+        None => std::env::temp_dir().join(format!("fifo-demo-{}", my_uid())),
+    }
+}
+
+/// The name of a client's reply FIFO: built from numbers, so that no client can name a path.
+#[must_use]
+pub fn reply_path(dir: &Path, pid: i32, nonce: &Nonce) -> PathBuf {
+    let hex: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
+    dir.join(format!("reply.{pid}.{hex}"))
+}
+
+/// The server's hold on the directory. Dropped, it removes every name it made.
+#[derive(Debug)]
+pub struct RunDir {
+    /// Where it is.
+    pub dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl RunDir {
+    /// Makes or takes over the directory; the FIFOs of a dead server are removed by the new holder of the lock.
+    ///
+    /// # Errors
+    /// Where another server holds it, or it is not a private directory of ours.
+    pub fn claim(dir: &Path) -> Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("mkdir {}", dir.display()))?;
+        let meta = fs::symlink_metadata(dir).with_context(|| format!("stat {}", dir.display()))?;
+        let private = meta.is_dir() && meta.uid() == my_uid() && meta.mode() & 0o077 == 0;
+        ensure!(private, "{}: not a directory of mode 0700 that is ours", dir.display());
+        let path = dir.join("lock");
+        let mut how = OpenOptions::new();
+        how.create(true).truncate(false).read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        let file = how.open(&path).with_context(|| format!("open {}", path.display()))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            Errno::EWOULDBLOCK => anyhow!("{}: another server is running here", dir.display()),
+            other => anyhow!("flock {}: {other}", path.display()),
+        })?;
+        // A server that was ending may have removed the name between our open and our lock.
+        let named =
+            fs::symlink_metadata(&path).is_ok_and(|now| lock.metadata().is_ok_and(|had| had.ino() == now.ino()));
+        ensure!(named, "{}: another server is just ending here; try again", dir.display());
+        let held = Self { dir: dir.to_owned(), _lock: lock };
+        held.sweep();
+        let pid = std::process::id().to_string();
+        fs::write(&path, pid).with_context(|| format!("write {}", path.display()))?;
+        let req = held.dir.join("req");
+        mkfifo(&req, Mode::S_IRUSR | Mode::S_IWUSR).with_context(|| format!("mkfifo {}", req.display()))?;
+        Ok(held)
+    }
+
+    /// Removes the FIFOs and sockets with names of ours; a plain file or a link put there is not ours to remove.
+    fn sweep(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let kind = entry.file_type();
+            let ours = kind.is_ok_and(|kind| kind.is_fifo() || kind.is_socket());
+            if ours && (name == "req" || name == "sock" || name.starts_with("reply.")) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        self.sweep();
+        // The lock's name goes while the lock is still held.
+        let _ = fs::remove_file(self.dir.join("lock"));
+        let _ = fs::remove_dir(&self.dir);
+    }
+}

@@ -1,0 +1,215 @@
+//! The real server and client, over real FIFOs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use testkit::eventually;
+
+const SERVER: &str = env!("CARGO_BIN_EXE_fifo-server");
+const CLIENT: &str = env!("CARGO_BIN_EXE_fifo-client");
+
+struct Running {
+    child: Child,
+    dir: PathBuf,
+    _temp: tempfile::TempDir,
+}
+
+impl Running {
+    fn start(args: &[&str]) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("run");
+        let mut child = Command::new(SERVER).arg("--dir").arg(&dir).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("serving in "), "{line}");
+        Self { child, dir, _temp: temp }
+    }
+
+    fn ask(&self, args: &[&str]) -> Output {
+        client(&self.dir, args).output().unwrap()
+    }
+
+    fn serves(&self) {
+        let out = self.ask(&["--count", "1", "-n", "7", "--json"]);
+        assert!(out.status.success(), "{out:?}");
+        check(&out, 1, 7);
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn client(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(CLIENT);
+    command.arg("--dir").arg(dir).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn check(out: &Output, answers: usize, n: usize) {
+    let text = String::from_utf8(out.stdout.clone()).unwrap();
+    assert_eq!(text.lines().count(), answers, "{out:?}");
+    for line in text.lines() {
+        let answer: serde_json::Value = serde_json::from_str(line).unwrap();
+        let values: Vec<i64> = answer["values"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
+        assert_eq!(values.len(), n);
+        assert!(values.iter().all(|v| (1..=100).contains(v)), "{line}");
+        assert_eq!(answer["sum"].as_i64().unwrap(), values.iter().sum::<i64>());
+    }
+}
+
+#[test]
+fn two_hundred_clients_with_fifty_requests_each() {
+    let server = Running::start(&[]);
+    let clients: Vec<(usize, Child)> = (0..200)
+        .map(|i| {
+            let n = i % 100 + 1;
+            let args = ["--count", "50", "--json", "--deadline", "60000", "-n", &n.to_string()];
+            (n, client(&server.dir, &args).spawn().unwrap())
+        })
+        .collect();
+    let outs: Vec<_> = clients
+        .into_iter()
+        .map(|(n, child)| (n, std::thread::spawn(move || child.wait_with_output().unwrap())))
+        .collect();
+    for (n, out) in outs {
+        let out = out.join().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        check(&out, 50, n);
+    }
+}
+
+#[test]
+fn ten_thousand_requests_with_signals() {
+    let server = Running::start(&["--signals"]);
+    let out = server.ask(&["--signals", "--count", "10000", "-n", "3", "--json", "--deadline", "60000"]);
+    assert!(out.status.success(), "{:?}", String::from_utf8_lossy(&out.stderr));
+    check(&out, 10_000, 3);
+}
+
+#[test]
+fn the_socket_twin_answers_too() {
+    let server = Running::start(&[]);
+    let out = server.ask(&["--unix", "--count", "20", "-n", "100", "--json"]);
+    assert!(out.status.success(), "{out:?}");
+    check(&out, 20, 100);
+}
+
+#[test]
+fn a_number_out_of_range_is_refused_and_not_met_with_silence() {
+    let server = Running::start(&[]);
+    for n in ["0", "-1", "101", "2147483647", "-2147483648"] {
+        let out = server.ask(&["--count", "1", "-n", n]);
+        assert_eq!(out.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("not in 1..=100"), "{out:?}");
+    }
+    server.serves();
+}
+
+#[test]
+fn junk_never_desynchronizes() {
+    let server = Running::start(&[]);
+    let mut req = OpenOptions::new().write(true).open(server.dir.join("req")).unwrap();
+    for junk in [vec![0xff; 1], b"FQ0".to_vec(), b"FQ01\x01".to_vec(), vec![b'F'; 37], vec![0xff; 65_536]] {
+        req.write_all(&junk).unwrap();
+        server.serves();
+    }
+}
+
+#[test]
+fn a_second_server_refuses() {
+    let server = Running::start(&[]);
+    let out = Command::new(SERVER).arg("--dir").arg(&server.dir).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("another server"), "{out:?}");
+    server.serves();
+}
+
+#[test]
+fn a_dead_server_leaves_names_that_the_next_takes_over() {
+    let mut server = Running::start(&[]);
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    assert!(server.dir.join("req").exists());
+    let out = server.ask(&["--count", "1"]);
+    assert_eq!(out.status.code(), Some(1), "{out:?}");
+    let mut again = Command::new(SERVER).arg("--dir").arg(&server.dir).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(again.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    std::mem::swap(&mut server.child, &mut again);
+    server.serves();
+}
+
+#[test]
+fn interrupted_it_leaves_no_file() {
+    for signal in ["-INT", "-TERM"] {
+        let mut server = Running::start(&[]);
+        server.serves();
+        server.signal(signal);
+        assert!(server.child.wait().unwrap().success());
+        assert!(!server.dir.exists());
+    }
+}
+
+#[test]
+fn the_servers_end_is_seen_and_not_waited_out() {
+    let mut server = Running::start(&[]);
+    server.signal("-STOP");
+    let child = client(&server.dir, &["--count", "1", "--deadline", "600000"]).spawn().unwrap();
+    let replied = || {
+        std::fs::read_dir(&server.dir)
+            .unwrap()
+            .flatten()
+            .any(|e| e.file_name().as_encoded_bytes().starts_with(b"reply."))
+    };
+    eventually("the reply FIFO of the client that asks", || replied().then_some(()));
+    server.child.kill().unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(server.child.wait().is_ok());
+}
+
+/// In a pid namespace of its own, so that a server that did signal them could reach nobody else.
+#[test]
+fn no_pid_a_client_names_is_signalled() {
+    if !testkit::tools::have("unshare", "no_pid_a_client_names_is_signalled") {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let pids = [0, 1, -1, -5, i32::MIN, i32::MAX, 400, 2, 3, 4, 5, 6, 7, 8];
+    let mut records = Vec::new();
+    let mut script = "sleep 60 & A=$!; sleep 60 & B=$!; $SERVER --dir run --signals --events > log & S=$!
+        until [ -p run/req ]; do :; done
+"
+    .to_owned();
+    for pid in pids {
+        let nonce = [pid as u8; 16];
+        records.extend(fifo::record::Question { nonce, n: 3, pid }.to_bytes());
+        let path = fifo::rundir::reply_path(Path::new("run"), pid, &nonce);
+        script += &format!("mkfifo -m 600 {0}; sleep 60 <> {0} & \n", path.display());
+    }
+    std::fs::write(temp.path().join("records"), records).unwrap();
+    script += "cat records > run/req; $CLIENT --dir run --signals --count 1 || exit 3
+        kill -0 $A && kill -0 $B && kill -0 $S && echo alive";
+    let out = Command::new("unshare")
+        .args(["-Urpf", "--mount-proc", "--kill-child", "sh", "-c", &script])
+        .env("SERVER", SERVER)
+        .env("CLIENT", CLIENT)
+        .current_dir(temp.path())
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&out.stdout).ends_with("alive\n"), "{out:?}");
+    let log = std::fs::read_to_string(temp.path().join("log")).unwrap();
+    assert_eq!(log.matches("\"event\":\"signal\"").count(), 1, "only the real client: {log}");
+    assert!(log.matches("\"event\":\"no-signal\"").count() >= 8, "{log}");
+}
