@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -40,6 +41,21 @@ pub struct Client {
     wake: Option<SignalFd>,
 }
 
+/// The process that holds the directory's lock. A number in a file that nobody has locked is that of a dead server, and
+/// may be anybody's by now.
+fn server_of(dir: &Path) -> Result<OwnedFd> {
+    let mut file = File::open(dir.join("lock")).context("lock")?;
+    let mut pid = String::new();
+    file.read_to_string(&mut pid).context("lock")?;
+    let server = pidfd_open(pid.parse().context("lock")?)?;
+    // After the open: it was alive while it held the lock, so the descriptor is its own.
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Err((_, Errno::EWOULDBLOCK)) => Ok(server),
+        Err((_, errno)) => Err(errno).context("flock"),
+        Ok(_) => bail!("the one that was here has ended"),
+    }
+}
+
 extern "C" fn nothing(_: i32) {}
 
 /// Removes the reply FIFO's name, whichever way the request ends.
@@ -58,9 +74,7 @@ impl Client {
     /// # Errors
     /// Where no server runs in `dir`.
     pub fn new(dir: &Path, way: Way, deadline: Duration) -> Result<Self> {
-        let no_server = || format!("no server in {}", dir.display());
-        let pid: i32 = fs::read_to_string(dir.join("lock")).with_context(no_server)?.parse().with_context(no_server)?;
-        let server = pidfd_open(pid).with_context(no_server)?;
+        let server = server_of(dir).with_context(|| format!("no server in {}", dir.display()))?;
         let wake = match way {
             Way::Signals => {
                 let set = SigSet::from_iter([Signal::SIGUSR1]);
@@ -145,6 +159,9 @@ impl Client {
         if ready(1) && !ready(0) {
             bail!("the server ended");
         }
+        // A FIFO hangs up only after somebody has had it open for writing.
+        let gone = fds.first().and_then(PollFd::revents).is_some_and(|now| now == PollFlags::POLLHUP);
+        ensure!(!gone, "the server closed the reply FIFO without an answer");
         if let Some(wake) = self.wake.as_ref().filter(|_| ready(2)) {
             let _ = wake.read_signal(); // only a hint to look: the answer is in the FIFO
         }
