@@ -129,7 +129,7 @@ fn main() -> Result<(), Failed> {
         }
         server.sweep(now);
         server.serve(now);
-        server.accept(now)?;
+        server.accept(events.iter().count().clamp(1, ACCEPTS), now)?;
     }
 
     server.args.log.cpu_time();
@@ -247,24 +247,17 @@ impl Server {
         }
     }
 
-    /// Takes clients from the queue: as guests while there are places, then as dead ends.
-    fn accept(&mut self, now: Instant) -> Result<(), Failed> {
-        for turn in 0..ACCEPTS {
+    /// Takes clients from the queue: as guests while there are places, then as dead ends. An accept that finds nobody has
+    /// made a socket and a file for nothing: so many as there were events, and who is left is reported again.
+    fn accept(&mut self, most: usize, now: Instant) -> Result<(), Failed> {
+        for _ in 0..most {
             let knock = self.knock;
             let Some(listener) = self.open_door().filter(|_| knock) else { break };
             // accept4 with SOCK_NONBLOCK and SOCK_CLOEXEC.
             let (mut conn, peer) = match listener.accept() {
                 Ok((conn, addr)) => (conn, SockAddr::from(addr)),
                 // Nobody is left.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.knock = false;
-                    // An event with nobody behind it. A new registration makes the kernel look again, to be sure.
-                    if let Some(listener) = self.listener.as_mut().filter(|_| turn == 0) {
-                        let again = self.poll.registry().reregister(listener, LISTENER, Interest::READABLE);
-                        again.context("reregister")?;
-                    }
-                    break;
-                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => {
                     self.accept_failed(&e, now)?;
@@ -285,6 +278,13 @@ impl Server {
             self.served += usize::from(!dead_end);
             self.nearest = self.nearest.into_iter().chain([service.deadline()]).min();
             self.clients.insert(key, Client { conn, peer, service, dead_end });
+        }
+        if self.knock && self.open_door().is_some() {
+            self.knock = false;
+            // A new registration makes the kernel look again, and report who is left with a new edge.
+            if let Some(listener) = self.listener.as_mut() {
+                self.poll.registry().reregister(listener, LISTENER, Interest::READABLE).context("reregister")?;
+            }
         }
         Ok(())
     }

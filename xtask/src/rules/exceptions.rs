@@ -51,7 +51,7 @@ pub const EXCEPTIONS: &[Exception] = &[
         "the interest list moves into the kernel, and the edge brings a ready list",
     ),
     exception("server02c-mio", What::Code, 270, "as server02b-epoll with --edge: mio is edge-triggered"),
-    exception("server02c-mio", What::Diff, 190, "every call of the multiplexer has another name, and --edge goes"),
+    exception("server02c-mio", What::Diff, 195, "every call of the multiplexer has another name, and --edge goes"),
     exception(
         "server03-prefork",
         What::Code,
