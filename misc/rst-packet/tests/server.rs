@@ -1,0 +1,161 @@
+//! The server and its client as two programs: each way to close, the limits, the stop, and the exit statuses.
+#![allow(clippy::unwrap_used, clippy::panic)] // test code
+
+use std::process::{Command, Output, Stdio};
+
+use testkit::{End, Peer, Server, eventually, procs, tools};
+
+const SERVER: &str = env!("CARGO_BIN_EXE_rst-packet");
+const CLIENT: &str = env!("CARGO_BIN_EXE_rst-client");
+
+fn client(server: &Server, args: &[&str]) -> String {
+    let port = server.addr.port().to_string();
+    let Output { status, stdout, stderr } = Command::new(CLIENT).args(["-p", &port]).args(args).output().unwrap();
+    assert_eq!(status.code(), Some(0), "{}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).unwrap().lines().last().unwrap().trim_start_matches("calls").trim().to_owned()
+}
+
+#[test]
+fn every_client_gets_a_reset_by_default() {
+    let mut server = Server::start(SERVER, &[]);
+    for _ in 0..20 {
+        for (args, calls) in [
+            (&[][..], "recv ECONNRESET · recv 0 · send EPIPE · send EPIPE"),
+            (&["--first", "write"], "send ECONNRESET · send EPIPE · recv 0"),
+        ] {
+            let shown = eventually("a connect that ends before the reset is here", || {
+                Some(client(&server, args)).filter(|shown| !shown.starts_with("connect ECONNRESET"))
+            });
+            assert_eq!(shown, calls);
+        }
+    }
+    server.stop().unwrap();
+}
+
+#[test]
+fn the_three_other_ways() {
+    for (how, args, calls) in [
+        (
+            "unread",
+            &["--send", "hello"][..],
+            "send ok · recv '413 too large' · recv ECONNRESET · send EPIPE · send EPIPE",
+        ),
+        (
+            "unread",
+            &["--upload", "26214400"],
+            "upload ECONNRESET · recv '413 too large' · recv 0 · send EPIPE · send EPIPE",
+        ),
+        ("late", &[], "recv 0 · recv 0 · send ok · SO_ERROR EPIPE · send EPIPE"),
+        ("late", &["--first", "write"], "send ok · SO_ERROR EPIPE · send EPIPE · recv 0"),
+    ] {
+        let mut server = Server::start(SERVER, &["--close", how]);
+        (0..5).for_each(|_| assert_eq!(client(&server, args), calls, "{how} {args:?}"));
+        server.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_polite_close_loses_no_reply() {
+    let mut server = Server::start(SERVER, &["--close", "polite"]);
+    for _ in 0..20 {
+        let mut peer = server.connect();
+        peer.send(vec![b'x'; 50_000]);
+        peer.half_close();
+        assert_eq!(peer.read_to_end(), (b"413 too large\n".to_vec(), End::Eof));
+    }
+    server.stop().unwrap();
+}
+
+/// A client that sends for ever, and one that never closes: neither keeps the server from the next client.
+#[test]
+fn a_polite_close_has_limits() {
+    let mut server = Server::start(SERVER, &["--close", "polite", "--drain-time", "300", "-v"]);
+    let mut greedy = server.connect();
+    while greedy.try_send(vec![b'x'; 16_384]).is_ok() {}
+    server.wait_log("more than the limit: closed with unread data");
+    let mut stays = server.connect();
+    stays.send("x");
+    server.wait_log("out of time: closed");
+    assert_eq!(stays.read_to_end(), (b"413 too large\n".to_vec(), End::Eof));
+    server.stop().unwrap();
+}
+
+#[test]
+fn a_silent_client_is_left_after_its_time_and_a_stop_does_not_wait_for_it() {
+    for how in ["unread", "polite"] {
+        let server = Server::start(SERVER, &["--close", how, "--idle-timeout", "200", "--drain-time", "200"]);
+        let mut silent = server.connect();
+        assert_eq!(silent.read_to_end(), (b"413 too large\n".to_vec(), End::Eof), "{how}");
+        drop(server);
+
+        let mut server = Server::start(SERVER, &["--close", how, "--idle-timeout", "86400000"]);
+        let silent = server.connect();
+        eventually("it is being served", || (!procs::holders(&server, &silent).is_empty()).then_some(()));
+        server.stop().unwrap();
+    }
+}
+
+#[test]
+fn no_descriptor_is_left_behind() {
+    let server = Server::start(SERVER, &["--close", "polite"]);
+    let before = procs::descriptors(server.pid());
+    for _ in 0..50 {
+        server.connect().reset();
+        let mut peer = server.connect();
+        peer.send("x");
+        peer.half_close();
+        let _ = peer.read_to_end();
+    }
+    eventually("closed", || (procs::descriptors(server.pid()) == before).then_some(()));
+}
+
+#[test]
+fn errors_are_one_line_and_a_status() {
+    let nobody = Server::start(SERVER, &[]).addr.port().to_string();
+    let run = |bin: &str, args: &[&str]| Command::new(bin).args(args).output().unwrap();
+    let server = Server::start(SERVER, &[]);
+    let taken = server.addr.port().to_string();
+    for (bin, args, status, words) in [
+        (CLIENT, &["-p", nobody.as_str()][..], 1, "Connection refused"),
+        (SERVER, &["-p", taken.as_str()], 1, "Address already in use"),
+        (SERVER, &["-i", "0.0.0.0"], 1, "--allow-remote"),
+        (SERVER, &["--close", "softly"], 2, "softly"),
+        (CLIENT, &["--port", "0"], 2, "0"),
+        (env!("CARGO_BIN_EXE_rst-table"), &["nothing"], 2, "nothing"),
+    ] {
+        let output = run(bin, args);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {text}");
+        assert!(text.contains(words) && (status == 2 || text.lines().count() == 1), "{args:?}: {text}");
+    }
+}
+
+/// Where /proc cannot be looked at, the tables have nothing to show.
+#[test]
+fn without_the_kernels_counters_it_is_unavailable() {
+    let test = "without_the_kernels_counters_it_is_unavailable";
+    if !tools::have("strace", test) {
+        return;
+    }
+    for (bin, file) in
+        [(env!("CARGO_BIN_EXE_rst-table"), "/proc/net/netstat"), (env!("CARGO_BIN_EXE_time-wait"), "/proc/net/tcp")]
+    {
+        let mut strace = Command::new("strace");
+        strace.args(["-o", "/dev/null", "-P", file, "-e", "inject=openat:error=EACCES", bin]);
+        let output = strace.stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("Error: ")).collect();
+        assert_eq!((output.status.code(), lines.len(), output.stdout.len()), (Some(69), 1, 0), "{text}");
+    }
+}
+
+#[test]
+fn a_closed_stdout_is_no_panic() {
+    for bin in [env!("CARGO_BIN_EXE_rst-table"), env!("CARGO_BIN_EXE_time-wait")] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(bin).stdout(writer).output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{bin}");
+    }
+    assert!(Peer::try_connect(([127, 0, 0, 1], 1).into()).is_err(), "nobody is listening on port 1");
+}
