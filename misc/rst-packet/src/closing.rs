@@ -97,12 +97,13 @@ pub fn polite(conn: Socket, limits: &Limits) -> io::Result<String> {
     let end = loop {
         let left = until.saturating_duration_since(Instant::now());
         if drained >= limits.drain_bytes {
-            break "more than the limit: closed with unread data";
+            break "as many as the limit: closed";
         } else if left.is_zero() {
             break "out of time: closed";
         }
         conn.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match recv(conn.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+        let room = buffer.len().min(limits.drain_bytes - drained);
+        match recv(conn.as_raw_fd(), buffer.get_mut(..room).unwrap_or_default(), MsgFlags::empty()) {
             Ok(0) => break "to the end: closed",
             Ok(n) => drained += n,
             Err(Errno::EAGAIN | Errno::EINTR) => {} // the clock says whether that was all
