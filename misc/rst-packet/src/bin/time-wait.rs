@@ -41,7 +41,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(e) => {
-            let _ = writeln!(io::stderr(), "Error: {e}");
+            let _ = writeln!(io::stderr(), "Error: a connection over loopback: {e}");
             ExitCode::FAILURE
         }
     }
