@@ -1,33 +1,19 @@
 //! Kernel truth (r): what Rust's std does without being asked, and the raw calls of this lesson therefore show.
 #![allow(clippy::unwrap_used, clippy::panic)] // test code
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+#[path = "../examples/std-server.rs"]
+mod std_server;
+
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::thread;
 
 use testkit::{Server, tools};
-
-/// Ten lines, as a book on Rust has them.
-fn std_program() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addr = listener.local_addr().unwrap();
-    let client = thread::spawn(move || {
-        let mut conn = TcpStream::connect(addr).unwrap();
-        conn.read_to_end(&mut Vec::new()).unwrap()
-    });
-    let (mut conn, _) = listener.accept().unwrap();
-    conn.write_all(b"hello").unwrap();
-    conn.set_nonblocking(true).unwrap();
-    conn.shutdown(Shutdown::Both).unwrap();
-    assert_eq!(client.join().unwrap(), 5);
-}
 
 #[test]
 fn truth_r_what_std_does_without_being_asked() {
     const TEST: &str = "truth_r_what_std_does_without_being_asked";
     if std::env::var("STD_PROGRAM").is_ok() {
-        return std_program();
+        return std_server::main().unwrap();
     }
     if !tools::have("strace", TEST) {
         return;

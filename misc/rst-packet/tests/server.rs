@@ -109,6 +109,22 @@ fn no_descriptor_is_left_behind() {
     eventually("closed", || (procs::descriptors(server.pid()) == before).then_some(()));
 }
 
+/// A1: the client stays in the queue, the server pauses, and both come together once there is a descriptor.
+#[test]
+fn out_of_descriptors_it_pauses_and_comes_back() {
+    let server = Server::start(SERVER, &[]);
+    let used = procs::descriptors(server.pid()).len() as u64;
+    let limit = procs::limit_descriptors(server.pid(), used);
+    let mut waits = server.connect();
+    server.wait_log("accept: Too many open files");
+    let before = procs::cpu_ns(server.pid());
+    std::thread::sleep(std::time::Duration::from_millis(300)); // the measure: CPU time over this long
+    let used = procs::cpu_ns(server.pid()) - before;
+    assert!(used < 60_000_000, "{used} ns of CPU time in 300 ms");
+    procs::limit_descriptors(server.pid(), limit);
+    assert_eq!(waits.read_to_end(), (Vec::new(), End::Reset));
+}
+
 #[test]
 fn errors_are_one_line_and_a_status() {
     let nobody = Server::start(SERVER, &[]).addr.port().to_string();
