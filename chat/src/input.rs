@@ -63,7 +63,6 @@ impl Input {
     }
 
     /// What to do next.
-    #[expect(clippy::should_implement_trait, reason = "it is no iterator: time passes between two calls")]
     pub fn next(&mut self, now: Instant) -> Next {
         if self.over || !self.lines.is_ready() {
             return Next::Read;
