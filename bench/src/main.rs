@@ -13,6 +13,7 @@ use bench::plot::{self, Line};
 use bench::subject::{self, BARE, Subject};
 use bench::{idle, syscalls};
 use clap::Parser;
+use client::machine::Machine;
 
 /// Prints what each design costs: rates, server CPU per request, system calls, idle memory
 #[derive(Parser)]
@@ -51,15 +52,21 @@ fn run(args: &Args) -> Result<()> {
     let mut subjects = subject::all(root)?;
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|word| name.contains(word));
     subjects.retain(|s| s.name == BARE || s.name == "server00-iterative" || wanted(&s.name));
+    let machine = Machine::here(Duration::ZERO);
+    say(&format!("{}, {} CPUs, Linux {}", machine.cpu, machine.cores, machine.kernel));
     say(
         "Server pinned to one CPU, client to another; answers of 100 bytes. us = CPU time of the server's whole family",
     );
     say("per request; x = that over the bare epoll loop's of the same round; - 00 = that less server00-iterative's.");
     std::fs::create_dir_all(&args.plots)?;
+    let mut glance: Vec<String> = subjects.iter().map(|subject| format!("{:30}", subject.name)).collect();
     for workload in [Workload::Kept, Workload::Connect] {
         let mut lines: Vec<Line> = subjects.iter().map(|subject| (subject.name.clone(), Vec::new())).collect();
         for clients in &args.clients {
-            compare(args, &subjects, workload, *clients, &mut lines)?;
+            let ratios = compare(args, &subjects, workload, *clients, &mut lines)?;
+            for (row, ratio) in glance.iter_mut().zip(ratios) {
+                *row += &ratio.map_or_else(|| format!("{:>7}", "-"), |x| format!("{x:>7.2}"));
+            }
         }
         lines.retain(|(_, points)| !points.is_empty());
         let file =
@@ -67,12 +74,24 @@ fn run(args: &Args) -> Result<()> {
         plot::growth(&file, &format!("Server CPU per request, {}", workload.name()), &lines)?;
         say(&format!("\nplot: {}", file.display()));
     }
-    counts(&subjects)?;
+    say("\nat a glance: server CPU per request over the bare loop's, by clients at once; - where it refuses so many");
+    let (each, width) = (args.clients.iter().map(|n| format!("{n:>7}")).collect::<String>(), 7 * args.clients.len());
+    say(&format!("{:30}{:>width$}{:>width$}", "", "kept", "one each"));
+    say(&format!("{:30}{each}{each}", ""));
+    glance.iter().for_each(|row| say(row));
+    calls(&subjects)?;
     memory(&subjects, args.idle)
 }
 
-/// One table: every design with so many clients, in rounds, so that a drift of the machine meets all of them.
-fn compare(args: &Args, subjects: &[Subject], workload: Workload, clients: u32, lines: &mut [Line]) -> Result<()> {
+/// One table: every design with so many clients, in rounds, so that a drift of the machine meets all of them. The ratios
+/// to the bare loop come back.
+fn compare(
+    args: &Args,
+    subjects: &[Subject],
+    workload: Workload,
+    clients: u32,
+    lines: &mut [Line],
+) -> Result<Vec<Option<f64>>> {
     let mut rounds: Vec<Vec<Option<Cost>>> = Vec::new();
     for _ in 0..args.rounds {
         let length = Duration::from_millis(args.length);
@@ -94,17 +113,20 @@ fn compare(args: &Args, subjects: &[Subject], workload: Workload, clients: u32, 
         let values: Vec<f64> = rounds.iter().filter_map(of_round).collect();
         (!values.is_empty()).then(|| median(values))
     };
+    let mut ratios = Vec::new();
     for (index, subject) in subjects.iter().enumerate() {
         let Some(us) = figure(index, &|cost, _, _| cost.server_us) else {
             say(&format!("{:30} {:>10}", subject.name, "refuses"));
+            ratios.push(None);
             continue;
         };
         let get = |of: &dyn Fn(&Cost, &Cost, &Cost) -> f64| figure(index, of).unwrap_or(f64::NAN);
+        let ratio = get(&|cost, bare, _| cost.server_us / bare.server_us);
+        ratios.push(Some(ratio));
         say(&format!(
-            "{:30} {:>10.0} {us:>8.2} {:>6.2} {:>8.2} {:>10.2} {:>10.1}",
+            "{:30} {:>10.0} {us:>8.2} {ratio:>6.2} {:>8.2} {:>10.2} {:>10.1}",
             subject.name,
             get(&|cost, _, _| cost.rate),
-            get(&|cost, bare, _| cost.server_us / bare.server_us),
             get(&|cost, _, base| cost.server_us - base.server_us),
             get(&|cost, _, _| cost.client_us),
             get(&|cost, _, _| cost.median_us),
@@ -113,10 +135,10 @@ fn compare(args: &Args, subjects: &[Subject], workload: Workload, clients: u32, 
             points.push((clients, us));
         }
     }
-    Ok(())
+    Ok(ratios)
 }
 
-fn counts(subjects: &[Subject]) -> Result<()> {
+fn calls(subjects: &[Subject]) -> Result<()> {
     say("\nsystem calls of the server per request (strace)");
     say(&format!("{:30} {:>18} {:>18}", "", "kept, 100 clients", "connect, 10"));
     for subject in subjects {
