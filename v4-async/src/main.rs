@@ -1,0 +1,4 @@
+#![forbid(unsafe_code)]
+mod rt;
+mod trace;
+fn main() {}
