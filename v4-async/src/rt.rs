@@ -27,6 +27,8 @@ use crate::trace::{By, Step, Trace};
 /// System calls that a task may make in one turn. One that never finds EAGAIN would never stop: its neighbors would
 /// starve, and what it says to them would pile up in their queues.
 const BUDGET: u32 = 8;
+/// Batches of ready tasks between two looks at the kernel: a look costs a system call, and what comes meanwhile waits.
+const BATCHES: u32 = 8;
 /// Events that one epoll_wait brings; the others come with the next.
 const EVENTS: usize = 256;
 /// The eventfd by which another thread wakes the loop.
@@ -156,8 +158,10 @@ impl Runtime {
         self.spawn(async move { slot.set(Some(main.await)) });
         let mut events = Events::with_capacity(EVENTS);
         loop {
-            let batch = std::mem::take(&mut *self.ready.queue());
-            batch.into_iter().for_each(|task| self.turn(task));
+            for _ in 0..BATCHES {
+                let batch = std::mem::take(&mut *self.ready.queue());
+                batch.into_iter().for_each(|task| self.turn(task));
+            }
             if let Some(value) = result.take() {
                 drop(self.tasks.take());
                 return Ok(value);
@@ -371,4 +375,5 @@ impl Bell {
 }
 
 #[cfg(test)]
+#[path = "rt/tests.rs"]
 mod tests;
