@@ -1,4 +1,5 @@
 //! The chat suite against chats that are broken on purpose: each one has to be caught, and for the right reason.
+#![allow(clippy::unwrap_used)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -47,7 +48,7 @@ caught! {
     lost_line: "loses a line" by "two_senders_one_order" => "Silence";
     lost_line_in_the_history: "loses a line" by "history_under_a_nemesis" => ": two orders: ";
     doubled_leave_line: "doubles the leave line" by "leave_line_once_whatever_the_cause" => "left (";
-    doubled_leave_line_in_the_history: "doubles the leave line" by "history_under_a_nemesis" => "2 leave lines";
+    doubled_leave_line_in_the_history: "doubles the leave line" by "history_under_a_nemesis" => ")' came 2 times";
     two_orders: "keeps two orders" by "two_senders_one_order" => "order";
     two_orders_in_the_history: "keeps two orders" by "history_under_a_nemesis" => "two orders: ";
     long_line: "does not close at a long line" by "K10_longest_line" => "Silence";

@@ -65,13 +65,16 @@ impl Rig {
         };
         lines.send(format!("* welcome {nick}\n")).unwrap();
         self.broadcast(&nick, &format!("* {nick} joined"), || {
-            self.room.lock().unwrap().insert(nick.clone(), Member { conn: conn.try_clone().unwrap(), lines, queued });
+            let member = Member { conn: conn.try_clone().unwrap(), lines, queued };
+            self.room.lock().unwrap().insert(nick.clone(), member).is_none()
         });
         let why = loop {
             match input.line(self) {
                 Ok(line) if line == "/quit" => break ("quit", "* bye"),
                 Ok(line) if line == "/echo off" => self.tell(&nick, "= echo off"),
-                Ok(line) => self.broadcast(&nick, &format!("<{nick}> {line}"), || {}),
+                Ok(line) => {
+                    self.broadcast(&nick, &format!("<{nick}> {line}"), || true);
+                }
                 Err(why) => break why,
             }
         };
@@ -86,13 +89,15 @@ impl Rig {
 
     /// One that is not there any more leaves no second time.
     fn leave(&self, nick: &str, (why, last): (&str, &str)) {
-        let Some(member) = self.room.lock().unwrap().remove(nick) else { return };
-        if !last.is_empty() {
-            let _ = member.lines.send(format!("{last}\n"));
-        }
-        drop(member);
-        for _ in 0..1 + usize::from(self.fault == "doubles the leave line") {
-            self.broadcast(nick, &format!("* {nick} left ({why})"), || {});
+        let take_out = || {
+            let member = self.room.lock().unwrap().remove(nick);
+            if let Some(member) = member.as_ref().filter(|_| !last.is_empty()) {
+                let _ = member.lines.send(format!("{last}\n"));
+            }
+            member.is_some()
+        };
+        if self.broadcast(nick, &format!("* {nick} left ({why})"), take_out) && self.fault == "doubles the leave line" {
+            self.broadcast(nick, &format!("* {nick} left ({why})"), || true);
         }
     }
 
@@ -103,28 +108,31 @@ impl Rig {
         }
     }
 
-    /// To all but the sender.
-    fn broadcast(&self, from: &str, line: &str, before: impl FnOnce()) {
+    /// To all but the sender, if that makes sense in this moment of the order.
+    fn broadcast(&self, from: &str, line: &str, still: impl FnOnce() -> bool) -> bool {
         let mut number = self.order.lock().unwrap();
-        before();
+        if !still() {
+            return false;
+        }
         *number += 1;
         let text = format!("{line}\n");
         let mut slow = Vec::new();
         for (i, (nick, member)) in self.room.lock().unwrap().iter().enumerate() {
             let said = line.starts_with('<');
             let skip = *nick == from && !(said && self.fault == "echoes to the sender");
-            if skip || said && *number % 5 == 0 && i == 1 && self.fault == "loses a line" {
+            if skip || said && number.is_multiple_of(5) && i == 1 && self.fault == "loses a line" {
                 continue;
             }
             match self.fault.as_str() {
                 "blocks on a slow reader" => drop((&member.conn).write_all(text.as_bytes())),
-                "keeps two orders" if said && i % 2 == 1 && *number % 3 == 0 => member.push_later(text.clone()),
+                "keeps two orders" if said && i % 2 == 1 && number.is_multiple_of(3) => member.push_later(text.clone()),
                 _ if !member.push(&text) => slow.push(nick.clone()),
                 _ => {}
             }
         }
         drop(number);
         slow.iter().for_each(|nick| self.leave(nick, ("slow reader", "! slow-reader")));
+        true
     }
 }
 

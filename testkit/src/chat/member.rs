@@ -72,6 +72,7 @@ impl Member {
     ///
     /// # Errors
     /// The end. What came of a last line without its LF is lost; a test that cares looks at [`Member::rest`].
+    #[expect(clippy::should_implement_trait, reason = "lines may follow a silence")]
     pub fn next(&mut self) -> Result<String, End> {
         match self.lines.read_until(b'\n', &mut self.partial) {
             Ok(_) if self.partial.last() == Some(&b'\n') => {

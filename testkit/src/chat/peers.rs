@@ -110,11 +110,14 @@ fn flood(subject: &Subject) {
     });
 }
 
+/// A way to leave, and the nick that names it.
+type Way = (&'static str, fn(Member));
+
 /// Every way to leave gives the others one line, and only one.
 fn leaves(subject: &Subject) {
     subject.abused(&FAST, |room| {
         let [mut alice] = room.gather(["alice"]);
-        let ways: [(&str, fn(Member)); 6] = [
+        let ways: [Way; 6] = [
             ("quits", |mut m| m.say("/quit")),
             ("closes", drop),
             ("halfcloses", |mut m| {

@@ -427,13 +427,18 @@ fn rename(subject: &Subject) {
     });
 }
 
-/// The nicks of an answer to /list, sorted; it may take several lines.
+/// The nicks of an answer to /list, sorted; a line that goes on ends in ` ...`.
 fn list(member: &mut Member) -> Vec<String> {
-    let (lines, _) = member.until("the end of the list", |line| line == "= end list");
-    let nicks = lines.iter().flat_map(|line| line.strip_prefix("= list").expect(line).split_whitespace());
-    let mut nicks: Vec<String> = nicks.map(str::to_owned).collect();
-    nicks.sort_unstable();
-    nicks
+    let mut nicks = Vec::new();
+    loop {
+        let line = member.line();
+        let rest = line.strip_prefix("= list").expect(&line);
+        nicks.extend(rest.split_whitespace().filter(|nick| *nick != "...").map(str::to_owned));
+        if !line.ends_with(" ...") {
+            nicks.sort_unstable();
+            return nicks;
+        }
+    }
 }
 
 /// The lines of an answer to /history, without their time, which is checked.
