@@ -187,6 +187,7 @@ pub const ROWS: &[Row] = &[
             bob.say("/history many");
             assert!(bob.line().starts_with("! usage"));
             bob.say("/pm alice secret");
+            bob.expect(">alice< secret");
             alice.until("the private line", |line| line == "-bob- secret");
             let all = history(&mut bob, "/history");
             assert!(!all.iter().any(|line| line.contains("secret")), "a private line in the history");
@@ -371,7 +372,7 @@ fn endless_line(subject: &Subject) {
         assert!(grown <= 256 * 1024, "{grown} bytes for a line without an end");
         assert_eq!(bob.rest(), (Vec::new(), End::Eof));
         let sender = carol.peer.send_in_background(vec![b'x'; 1 << 20], false);
-        assert!(carol.line().starts_with("! line-too-long"));
+        carol.until("why it is closed", |line| line.starts_with("! line-too-long"));
         assert_ne!(carol.rest().1, End::Silence);
         sender.join().unwrap();
         let grown = oracle::memory(&room.server).saturating_sub(before);
