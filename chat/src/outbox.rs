@@ -51,6 +51,25 @@ enum Life {
     Over,
 }
 
+/// Lines on their way, for a server that does not hold the outbox while it sends.
+#[derive(Debug)]
+pub struct Batch {
+    lines: Vec<Arc<[u8]>>,
+    sent: usize,
+}
+
+impl Batch {
+    /// As [`Outbox::slices`].
+    pub fn slices(&self) -> Vec<IoSlice<'_>> {
+        gather(self.lines.iter(), self.sent)
+    }
+}
+
+fn gather<'a>(lines: impl Iterator<Item = &'a Arc<[u8]>>, mut sent: usize) -> Vec<IoSlice<'a>> {
+    let rest = |line: &'a Arc<[u8]>| IoSlice::new(line.get(std::mem::take(&mut sent)..).unwrap_or_default());
+    lines.map(rest).collect()
+}
+
 /// The queue of one client. Its lines are shared with all other outboxes: a thousand receivers cost a thousand
 /// pointers, not a thousand copies.
 #[derive(Debug)]
@@ -58,6 +77,8 @@ pub struct Outbox {
     queue: VecDeque<Arc<[u8]>>,
     /// Bytes of the first line that have been sent.
     sent: usize,
+    /// Lines of a batch that is being sent.
+    leaving: usize,
     bytes: usize,
     mark: usize,
     slow: Slow,
@@ -69,6 +90,7 @@ pub struct Outbox {
     life: Life,
     end_at: Option<Instant>,
     drained: usize,
+    eof: bool,
 }
 
 impl Outbox {
@@ -77,6 +99,7 @@ impl Outbox {
         Outbox {
             queue: VecDeque::new(),
             sent: 0,
+            leaving: 0,
             bytes: 0,
             mark: limits.outbox,
             slow,
@@ -87,6 +110,7 @@ impl Outbox {
             life: Life::Open,
             end_at: None,
             drained: 0,
+            eof: false,
         }
     }
 
@@ -145,19 +169,21 @@ impl Outbox {
 
     /// What waits, for one gathered write (`sendmsg`, `writev`): a burst of lines is one system call.
     pub fn slices(&self) -> Vec<IoSlice<'_>> {
-        let mut skip = self.sent;
-        let mut slices = Vec::with_capacity(self.queue.len().min(GATHERED));
-        for line in self.queue.iter().take(GATHERED) {
-            slices.push(IoSlice::new(line.get(skip..).unwrap_or_default()));
-            skip = 0;
-        }
-        slices
+        gather(self.queue.iter().take(GATHERED), self.sent)
+    }
+
+    /// What [`slices`](Self::slices) shows, to be sent while others push. [`consume`](Self::consume) ends it.
+    pub fn batch(&mut self) -> Batch {
+        let lines: Vec<Arc<[u8]>> = self.queue.iter().take(GATHERED).cloned().collect();
+        self.leaving = lines.len();
+        Batch { lines, sent: self.sent }
     }
 
     /// The kernel took `n` bytes.
     pub fn consume(&mut self, n: usize, now: Instant) {
         self.bytes -= n.min(self.bytes);
         self.sent += n;
+        self.leaving = 0;
         while let Some(line) = self.queue.front().filter(|line| line.len() <= self.sent) {
             self.sent -= line.len();
             self.queue.pop_front();
@@ -173,14 +199,15 @@ impl Outbox {
 
     /// The FIN is out.
     pub fn hung_up(&mut self, now: Instant) {
-        self.life = Life::Draining;
+        self.life = if self.eof { Life::Over } else { Life::Draining };
         self.end_at = Some(now + LINGER);
     }
 
-    /// `n` bytes were read and thrown away; 0 is the end of file.
+    /// `n` bytes were read after [`close`](Self::close), and thrown away; 0 is the end of file.
     pub fn drained(&mut self, n: usize) {
         self.drained += n;
-        if self.life == Life::Draining && (n == 0 || self.drained > LINGER_BYTES) {
+        self.eof |= n == 0 || self.drained > LINGER_BYTES;
+        if self.life == Life::Draining && self.eof {
             self.life = Life::Over;
         }
     }
@@ -235,10 +262,10 @@ impl Outbox {
         self.queue.push_back(bytes);
     }
 
-    /// Throws away what waits, but for the rest of a line that has begun to leave.
+    /// Throws away what waits, but for lines that have begun to leave.
     fn forget(&mut self) {
-        self.queue.truncate(usize::from(self.sent > 0));
-        self.bytes = self.queue.front().map_or(0, |line| line.len() - self.sent);
+        self.queue.truncate(self.leaving.max(usize::from(self.sent > 0)));
+        self.bytes = self.queue.iter().map(|line| line.len()).sum::<usize>() - self.sent;
     }
 
     /// Dropping is honest only if the client knows.
@@ -344,6 +371,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_being_sent_is_not_forgotten() {
+        let now = Instant::now();
+        let mut outbox = outbox(10, Slow::Kick);
+        outbox.push(&line("ab\n"), now);
+        outbox.push(&line("cd\n"), now);
+        assert_eq!(send(&mut outbox, 1, now), "a");
+        let batch = outbox.batch();
+        outbox.push(&line("ef\n"), now);
+        outbox.push(&out("! slow-reader\n", Then::Close), now);
+        let sending: Vec<u8> = batch.slices().iter().flat_map(|slice| slice.to_vec()).collect();
+        assert_eq!(sending, b"b\ncd\n");
+        outbox.consume(3, now);
+        assert_eq!(send(&mut outbox, 99, now), "d\n! slow-reader\n");
+        assert_eq!((outbox.len(), outbox.next()), (0, Send::HangUp));
+    }
+
+    #[test]
     fn last_words_follow_what_fits() {
         let now = Instant::now();
         let mut outbox = outbox(100, Slow::Kick);
@@ -363,7 +407,7 @@ mod tests {
         outbox.hung_up(start);
         assert_eq!((outbox.next(), outbox.deadline()), (Send::Drain, Some(start + LINGER)));
         outbox.drained(LINGER_BYTES);
-        assert_eq!(outbox.next(), Send::Drain);
+        assert_eq!(outbox.next(), Send::Drain, "at the limit");
         outbox.drained(1);
         assert_eq!(outbox.next(), Send::Close);
 
@@ -372,6 +416,12 @@ mod tests {
         quick.hung_up(start);
         quick.drained(0);
         assert_eq!(quick.next(), Send::Close, "end of file");
+
+        let mut early = Outbox::new(&limits, Slow::Kick);
+        early.close(start);
+        early.drained(0);
+        early.hung_up(start);
+        assert_eq!(early.next(), Send::Close, "end of file before the FIN");
 
         let mut silent = Outbox::new(&limits, Slow::Kick);
         silent.close(start);
