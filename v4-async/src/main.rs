@@ -3,7 +3,7 @@
 //! Run: cargo run -p v4-async
 //! Try: cargo run -p chat -- --nick alice
 //! Prev: v3-broadcast
-//! Next: server00-iterative
+//! Next: none
 //! Diff base: v3-broadcast
 //! Overload: refuse (beyond --max-conns `! server-full`)
 //! Slow reader: kick (`! slow-reader` when --outbox is full or nothing moves; --slow grow or drop for comparison)
