@@ -447,7 +447,7 @@ impl Hub {
 }
 
 /// A letter, then up to 19 letters, digits, `_` or `-`.
-fn is_nick(text: &str) -> bool {
+pub fn is_nick(text: &str) -> bool {
     text.len() <= NICK_MAX
         && text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
