@@ -1,0 +1,1 @@
+//! What this version promises beyond the chats' suite.
