@@ -173,11 +173,9 @@ impl Session {
             }
             let (socket_ready, input_ready) = self.poll(conn.as_fd(), input.as_fd())?;
             if !self.pending.is_empty() {
-                match conn.write(&self.pending) {
-                    Ok(n) => drop(self.pending.drain(..n)),
-                    // Also where the server has closed: why may still be there to be read.
-                    Err(_) => {}
-                }
+                // An error is left to the reading side: why the server has closed may still be there to be read.
+                let taken = conn.write(&self.pending).unwrap_or(0);
+                self.pending.drain(..taken);
             }
             if socket_ready {
                 let mut buffer = [0; 16 * 1024];
