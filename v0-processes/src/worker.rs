@@ -16,7 +16,8 @@ use socket2::Socket;
 
 use crate::bus::{self, Record, Tag};
 
-const BLOCK: usize = 4096;
+/// Bytes of one read: as much as a line. Each page that a worker writes to is a page more for each member.
+const BLOCK: usize = 1024;
 /// What the parent has a worker say, where the hub cannot: the client's descriptor did not reach it.
 const FULL: &[u8] = b"! server-full try again later\n";
 
