@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +21,9 @@ use socket2::Socket;
 
 use crate::bus::{self, Received, Record, Tag};
 use crate::ledger::{LOOK_AGAIN, Ledger};
+
+/// The hub waits in poll and nowhere else.
+const DONTWAIT: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
 /// A client as the hub sees it: a socket to write to. What it sends is its worker's business.
 struct Peer {
@@ -189,47 +193,16 @@ impl Room<'_> {
     /// Does for one client whatever can be done without waiting, and says what follows from it.
     fn serve(&mut self, id: ConnId, now: Instant) -> Vec<Out> {
         let Some(peer) = self.peers.get_mut(&id) else { return Vec::new() };
-        let mut lost = false;
-        loop {
-            match peer.outbox.next() {
-                Send::Write => match write(peer) {
-                    Ok(n) => peer.outbox.consume(n, now),
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    // Its worker will say so too; but it may be asleep, holding up a flood.
-                    Err(_) => {
-                        lost = !peer.outbox.is_closing();
-                        peer.outbox.close(now);
-                        peer.outbox.hung_up(now);
-                        peer.outbox.drained(0);
-                    }
-                },
-                // The FIN goes out although the worker has a copy of the descriptor.
-                Send::HangUp => {
-                    let _ = peer.conn.shutdown(Shutdown::Write);
-                    peer.outbox.hung_up(now);
-                }
-                Send::Drain => {
-                    match peer.conn.recv_with_flags(&mut [std::mem::MaybeUninit::uninit(); 4096], libc::MSG_DONTWAIT) {
-                        Ok(n) => peer.outbox.drained(n),
-                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                        Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                        Err(_) => peer.outbox.drained(0),
-                    }
-                }
-                Send::Close => {
-                    // Wakes the worker too: it reads the end.
-                    let _ = peer.conn.shutdown(Shutdown::Both);
-                    self.peers.remove(&id);
-                    break;
-                }
-                Send::Nothing => break,
+        let lost = peer.advance(now);
+        match peer.outbox.next() {
+            Send::Nothing => drop(self.busy.remove(&id)),
+            // Its drop closes the hub's copy. The worker's is still there, and the worker reads the end.
+            Send::Close => {
+                self.busy.remove(&id);
+                self.peers.remove(&id);
             }
+            _ => drop(self.busy.insert(id)),
         }
-        match self.peers.get(&id).map(|peer| peer.outbox.next()) {
-            None | Some(Send::Nothing) => self.busy.remove(&id),
-            Some(_) => self.busy.insert(id),
-        };
         match lost {
             true => self.hub.handle(id, Event::Gone(Why::Lost), now),
             false => Vec::new(),
@@ -259,8 +232,53 @@ impl Room<'_> {
     }
 }
 
-/// One gathered write. MSG_DONTWAIT and not O_NONBLOCK: that would belong to the open file, which the worker shares, and
-/// make its sleeping read fail.
-fn write(peer: &Peer) -> io::Result<usize> {
-    peer.conn.send_vectored_with_flags(&peer.outbox.slices(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+impl Peer {
+    /// Goes on until the kernel would make the hub wait. True if the connection turns out to be gone.
+    ///
+    /// MSG_DONTWAIT and not O_NONBLOCK: that would belong to the open file, which the worker shares, and make its sleeping
+    /// read fail.
+    fn advance(&mut self, now: Instant) -> bool {
+        loop {
+            let done = match self.outbox.next() {
+                // One gathered write for all that waits.
+                Send::Write => {
+                    let sent = self.conn.send_vectored_with_flags(&self.outbox.slices(), DONTWAIT);
+                    sent.map(|n| self.outbox.consume(n, now))
+                }
+                // The FIN goes out although the worker has a copy of the descriptor; a close would not send it.
+                Send::HangUp => {
+                    let _ = self.conn.shutdown(Shutdown::Write);
+                    self.outbox.hung_up(now);
+                    Ok(())
+                }
+                // The worker may be asleep, holding up a flood: unread bytes would turn the end into a reset.
+                Send::Drain => {
+                    let read = self.conn.recv_with_flags(&mut [MaybeUninit::uninit(); 4096], DONTWAIT);
+                    read.map(|n| self.outbox.drained(n))
+                }
+                Send::Close => {
+                    let _ = self.conn.shutdown(Shutdown::Both);
+                    return false;
+                }
+                Send::Nothing => return false,
+            };
+            match done {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // A reset. The worker reads of it too, but may be asleep.
+                Err(_) => return self.give_up(now),
+            }
+        }
+    }
+
+    /// No word reaches the client any more.
+    fn give_up(&mut self, now: Instant) -> bool {
+        let news = !self.outbox.is_closing();
+        self.outbox.close(now);
+        self.outbox.hung_up(now);
+        self.outbox.drained(0);
+        let _ = self.conn.shutdown(Shutdown::Both);
+        news
+    }
 }

@@ -94,10 +94,7 @@ fn main() -> Result<(), Failed> {
     // The hub comes first: what is forked later has no copy of its end of the bus, nor of the log.
     // SAFETY: this process has one thread, so the child may do whatever the parent may.
     let hub = match unsafe { fork() }.context("fork")? {
-        ForkResult::Child => {
-            drop((listener, signals, bus));
-            hub::run(hubs, ledger, said, parent, &args.limits, &args.log)
-        }
+        ForkResult::Child => hub((listener, signals, bus), hubs, ledger, said, parent, &args),
         ForkResult::Parent { child } => child,
     };
     drop((ledger, said, hubs));
@@ -116,6 +113,26 @@ fn main() -> Result<(), Failed> {
         stops: 0,
     };
     parent.run()
+}
+
+/// In the child, before the first client: what the hub does not need goes.
+fn hub(
+    parents: (Socket, SignalFd, Socket),
+    bus: Socket,
+    ledger: Ledger,
+    said: Vec<Said>,
+    parent: Pid,
+    args: &Args,
+) -> ! {
+    drop(parents);
+    hub::run(bus, ledger, said, parent, &args.limits, &args.log)
+}
+
+/// In the child. The listener must go: a worker that outlived the parent would keep the port taken.
+fn worker(parents: Parent, conn: Socket, parent: Pid) -> ! {
+    let Parent { args, bus, number, listener, signals, .. } = parents;
+    drop((listener, signals));
+    worker::run(conn, &bus, number, parent, &args.limits)
 }
 
 /// The log is the hub's; opened here, so that a bad name is a start error.
@@ -150,35 +167,30 @@ impl Parent {
             if let Some(status) = self.hub_ended {
                 break Err(Failed::new(format!("hub: {status:?}")));
             }
-            match self.next_client() {
-                Ok(None) => self.sleep(),
-                Err(e) => break Err(e),
-                Ok(Some(conn)) if self.workers.len() >= self.args.limits.max_conns as usize => self.turn_away(&conn),
-                Ok(Some(conn)) => {
-                    self.number += 1;
-                    let parent = getpid();
-                    // SAFETY: this process has one thread, so the child may do whatever the parent may.
-                    match unsafe { fork() } {
-                        Ok(ForkResult::Child) => self.worker(conn, parent),
-                        Ok(ForkResult::Parent { child }) => self.employ(child, &conn),
-                        Err(e) => {
-                            self.args.log.repeated("WARN", &format!("fork: {e}"));
-                            self.turn_away(&conn);
-                        }
-                    }
-                    // The drop of `conn` closes the parent's copy: from here on it is the worker's and the hub's.
+            let conn = match self.next_client() {
+                Ok(Some(conn)) => conn,
+                Ok(None) => {
+                    self.sleep();
+                    continue;
                 }
+                Err(e) => break Err(e),
+            };
+            self.number += 1;
+            if self.workers.len() >= self.args.limits.max_conns as usize {
+                self.turn_away(&conn);
+                continue;
             }
+            let parent = getpid();
+            // SAFETY: this process has one thread, so the child may do whatever the parent may.
+            match unsafe { fork() } {
+                Ok(ForkResult::Child) => worker(self, conn, parent),
+                Ok(ForkResult::Parent { child }) => self.employ(child, &conn),
+                Err(e) => self.turn_away_after(&format!("fork: {e}"), &conn),
+            }
+            // The drop of `conn` closes the parent's copy: from here on it is the worker's and the hub's.
         };
         self.end();
         outcome
-    }
-
-    /// In the child. The listener must go: a worker that outlived the parent would keep the port taken.
-    fn worker(self, conn: Socket, parent: Pid) -> ! {
-        let Parent { args, bus, number, listener, signals, .. } = self;
-        drop((listener, signals));
-        worker::run(conn, &bus, number, parent, &args.limits)
     }
 
     fn employ(&mut self, child: Pid, conn: &Socket) {
@@ -190,11 +202,15 @@ impl Parent {
 
     /// The hub says the last words: it can wait for the client to hear them, and the parent cannot.
     fn turn_away(&mut self, conn: &Socket) {
-        self.number += 1;
         let refused = Record::new(Tag::Refused, self.number);
         if let Err(e) = bus::send(&self.bus, &refused, Some(conn), libc::MSG_DONTWAIT) {
             self.args.log.repeated("WARN", &format!("sendmsg: {e}"));
         }
+    }
+
+    fn turn_away_after(&mut self, failure: &str, conn: &Socket) {
+        self.args.log.repeated("WARN", failure);
+        self.turn_away(conn);
     }
 
     /// A client, if one waits and the door is open.

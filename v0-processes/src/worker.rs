@@ -96,8 +96,8 @@ fn hung_up_before(conn: &Socket, until: Instant) -> bool {
 extern "C" fn refuse(_: libc::c_int) {
     let errno = Errno::last_raw();
     let client = CLIENT.load(SeqCst);
-    // SAFETY: send is async-signal-safe, and FULL is static.
-    unsafe { libc::send(client, FULL.as_ptr().cast(), FULL.len(), libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    // SAFETY: write is async-signal-safe, and FULL is static. Nothing has been written to this client before: it fits.
+    unsafe { libc::write(client, FULL.as_ptr().cast(), FULL.len()) };
     // SAFETY: shutdown is async-signal-safe.
     unsafe { libc::shutdown(client, libc::SHUT_WR) };
     // SAFETY: so is alarm.

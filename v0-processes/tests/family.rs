@@ -54,7 +54,8 @@ impl Room {
 fn a_killed_worker_is_a_leave_line_and_a_fin() {
     let room = start(&["-v"]);
     let base = Baseline::of_service(&room.server, testkit::chat::CHAT);
-    let [mut alice, mut bob, mut carol] = <[Member; 3]>::try_from(room.gather(&["alice", "bob", "carol"])).ok().unwrap();
+    let [mut alice, mut bob, mut carol] =
+        <[Member; 3]>::try_from(room.gather(&["alice", "bob", "carol"])).ok().unwrap();
     bob.say("my last words");
     alice.expect("<bob> my last words");
     let (_, worker) = room.hub_and_worker(&bob, &alice);
@@ -232,7 +233,12 @@ fn pss(server: &Server) -> u64 {
 
 #[test]
 fn an_idle_member_costs_at_most_80_kib() {
-    let room = start(&FAST);
+    // A copy of the program: its pages are shared among this family's processes, and with no other test's.
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("v0-processes");
+    fs::copy(env!("CARGO_BIN_EXE_v0-processes"), &program).unwrap();
+    let server = Server::start_with(Command::new(program).current_dir(dir.path()).args(["-p", "0"]).args(FAST));
+    let room = Room { server, dir };
     let mut members = room.gather(&["first"]);
     let before = pss(&room.server);
     let nicks: Vec<String> = (0..50).map(|i| format!("member{i}")).collect();
@@ -240,4 +246,23 @@ fn an_idle_member_costs_at_most_80_kib() {
     let each = (pss(&room.server) - before) / 50;
     eprintln!("{each} KiB PSS per idle member");
     assert!(each <= 80, "{each} KiB PSS per idle member");
+}
+
+/// The naive twin shows what main.rs avoids: no FIN, since there are other copies; and a port that stays taken.
+#[test]
+fn the_naive_twin_keeps_its_clients_and_its_port() {
+    let mut naive = Server::start(env!("CARGO_BIN_EXE_naive-inherit"), &[]);
+    let (mut alice, mut bob) = (naive.connect(), naive.connect());
+    bob.send("hi\n");
+    assert_eq!(alice.read_exactly(3), b"hi\n");
+    alice.send("/quit\n");
+    eventually("the worker has gone", || (naive.family().len() == 2).then_some(()));
+    assert!(alice.is_waiting(), "a FIN in spite of the copies");
+    bob.send("still here\n");
+    assert_eq!(alice.read_exactly(11), b"still here\n", "who has left still hears");
+    naive.signal(Signal::SIGKILL);
+    naive.wait();
+    let orphan = naive.family();
+    assert_eq!(orphan.len(), 1, "{orphan:?}");
+    drop(Peer::try_connect(naive.addr).expect("the orphan listens"));
 }
