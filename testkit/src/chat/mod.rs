@@ -59,6 +59,17 @@ pub fn conformance(bin: &str, manifest_dir: &str) {
     conformance_with(bin, manifest_dir, &[]);
 }
 
+/// One row of the suite, for a variant that differs in that only.
+///
+/// # Panics
+/// Where the row fails, or there is none of that name.
+pub fn row(bin: &str, manifest_dir: &str, variant: &[&str], name: &str) {
+    let example = catalogue::example(Path::new(manifest_dir)).unwrap_or_else(|e| panic!("{e:#}"));
+    let variant = variant.iter().map(|arg| (*arg).to_owned()).collect();
+    let (_, row) = rows().into_iter().find(|(known, _)| *known == name).expect("a row of that name");
+    row(&Subject { bin: bin.to_owned(), variant, example });
+}
+
 /// [`conformance`] of a variant: these arguments are given at every start.
 pub fn conformance_with(bin: &str, manifest_dir: &str, variant: &[&str]) {
     let mut arguments = Arguments::from_args();
