@@ -215,6 +215,7 @@ impl Outbox {
     /// The connection is gone: there is nobody to send to.
     pub fn lost(&mut self) {
         self.life = Life::Over;
+        (self.queue, self.bytes, self.sent, self.leaving) = (VecDeque::new(), 0, 0, 0);
     }
 
     /// When [`expire`](Self::expire) has something to do.

@@ -50,7 +50,7 @@ impl Script {
     fn welcome(&self, nick: &str) -> Line {
         let mut line = self.accept();
         assert_eq!(line.read(), format!("{nick}\n"));
-        line.write(&format!("* welcome {nick}; 1 here, /help lists the commands\n"));
+        line.write(format!("* welcome {nick}; 1 here, /help lists the commands\n"));
         line
     }
 }

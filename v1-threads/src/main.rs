@@ -264,7 +264,13 @@ impl Server {
             }
         }
         // Wakes the reader with an end of file.
+        outbox.lost();
         let _ = client.conn.shutdown(Shutdown::Both);
+        if self.args.slow == Slow::Grow {
+            // glibc keeps what the threads have freed between them; a queue without bound leaves much of that.
+            // SAFETY: it only gives unused pages back to the kernel.
+            unsafe { libc::malloc_trim(0) };
+        }
     }
 
     /// Tells the hub, and queues what it says. Returns the client's deadline, or None if the hub knows it no more.
@@ -413,5 +419,55 @@ impl Drop for Place {
     fn drop(&mut self) {
         lock(&self.0.room).alive -= 1;
         self.0.gone.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Arc<Server> {
+        let args = Args::parse_from(["v1-threads", "--no-log"]);
+        let hub = Hub::new(&args.limits, Instant::now(), SystemTime::now());
+        let room = Room { hub, clients: BTreeMap::new(), alive: 0, records: Vec::new(), over: false };
+        Arc::new(Server { args, room: Mutex::new(room), gone: Condvar::new(), said: Condvar::new() })
+    }
+
+    /// A client without a descriptor's other end: what it would be sent stays in its outbox.
+    fn client(server: &Server, id: ConnId) -> Arc<Client> {
+        let conn = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let outbox = Mutex::new(Outbox::new(&server.args.limits, server.args.slow));
+        let client = Arc::new(Client { id, conn, outbox, changed: Condvar::new() });
+        lock(&server.room).clients.insert(id, Arc::clone(&client));
+        server.tell(id, Event::Connected(Ipv4Addr::LOCALHOST.into()));
+        server.tell(id, Event::Line(format!("nick{id}")));
+        client
+    }
+
+    fn waiting(client: &Client) -> String {
+        lock(&client.outbox).slices().iter().map(|slice| String::from_utf8_lossy(slice).into_owned()).collect()
+    }
+
+    #[test]
+    fn a_poisoned_room_goes_on() {
+        let server = server();
+        let (one, two) = (client(&server, 1), client(&server, 2));
+        let place = Arc::new(Place(Arc::clone(&server)));
+        lock(&server.room).alive = 1;
+        let guest = Guest { server: Arc::clone(&server), client: Arc::clone(&one), place };
+        let crash = thread::spawn(move || {
+            let guest = guest;
+            let _room = lock(&guest.server.room);
+            panic!("on purpose");
+        });
+        assert!(crash.join().is_err() && server.room.is_poisoned());
+        assert!(waiting(&two).ends_with("* nick1 left (crashed)\n"), "{}", waiting(&two));
+        assert_eq!(lock(&server.room).alive, 0);
+        assert_eq!(lock(&server.room).hub.len(), 1);
+        assert!(lock(&one.outbox).is_closing());
+
+        let three = client(&server, 3);
+        server.tell(2, Event::Line("still here".into()));
+        assert!(waiting(&three).ends_with("<nick2> still here\n"));
     }
 }
