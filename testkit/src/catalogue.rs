@@ -33,6 +33,8 @@ pub struct Table {
     pub slots: usize,
     /// The option that sets the slots, where there is one.
     pub slots_flag: Option<String>,
+    /// What a chat does with a member that does not read.
+    pub slow_reader: Option<SlowReader>,
     /// The system calls the lesson is about.
     pub syscalls: Vec<String>,
     /// Its chapter in the book.
@@ -49,6 +51,20 @@ pub enum Overload {
     Refuse,
     /// It waits in the listener's backlog.
     Queue,
+}
+
+/// What a chat does with a member that does not read.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum SlowReader {
+    /// Everybody waits for it.
+    Block,
+    /// Its lines are kept, however many.
+    Grow,
+    /// Lines that do not fit are not sent to it.
+    Drop,
+    /// It is put out of the room.
+    Kick,
 }
 
 /// A way to run an example.
@@ -176,6 +192,9 @@ variants = [{ name = "small", args = ["--max-conns", "2"] }]
     #[test]
     fn what_may_be_left_out() {
         let root = workspace(&TABLE.replace("slots-flag = \"--max-conns\"", ""));
-        assert_eq!(examples(root.path()).unwrap()[0].slots_flag, None);
+        let found = examples(root.path()).unwrap();
+        assert_eq!((found[0].slots_flag.as_deref(), found[0].slow_reader), (None, None));
+        let kicks = TABLE.replace("chapter", "slow-reader = \"kick\"\nchapter");
+        assert_eq!(examples(workspace(&kicks).path()).unwrap()[0].slow_reader, Some(SlowReader::Kick));
     }
 }

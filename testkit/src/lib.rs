@@ -9,6 +9,7 @@
 
 mod cases;
 pub mod catalogue;
+pub mod chat;
 mod faults;
 mod life;
 pub mod oracle;

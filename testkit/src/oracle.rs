@@ -16,11 +16,26 @@ const MEMORY_SLACK: u64 = 1 << 20;
 const IDLE_CPU: f64 = 0.05;
 const IDLE_SAMPLE: Duration = Duration::from_millis(300);
 
+/// How the oracle asks a server for its service. A fault is said in words.
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    /// One client that comes, is served and leaves: when it returns, the server has closed the connection.
+    pub visit: fn(&Server) -> Result<(), String>,
+    /// Fresh clients, there at once, are all served.
+    pub crowd: fn(&Server) -> Result<(), String>,
+    /// Anonymous memory may grow by this much over a whole test.
+    pub slack: u64,
+}
+
+/// The service of the byte servers.
+const BYTES: Service = Service { visit: one_byte, crowd: not_serving, slack: MEMORY_SLACK };
+
 /// A server at rest, before anybody abuses it.
 #[derive(Debug)]
 pub struct Baseline {
     rest: Rest,
     memory: u64,
+    service: Service,
 }
 
 /// What two looks at a server at rest must agree on. Numbers that change when a worker is replaced are left out.
@@ -33,21 +48,21 @@ struct Rest {
 }
 
 impl Baseline {
-    /// Serves one client and waits until the server has come to rest.
+    /// Serves one client of the byte service and waits until the server has come to rest.
     pub fn of(server: &Server) -> Baseline {
-        let mut peer = server.connect();
-        peer.ask(1);
-        // Until the server has closed it: on a busy machine it would otherwise be taken for a part of the rest.
-        peer.half_close();
-        peer.read_to_end();
-        drop(peer);
+        Baseline::of_service(server, BYTES)
+    }
+
+    /// Serves one client and waits until the server has come to rest.
+    pub fn of_service(server: &Server, service: Service) -> Baseline {
+        (service.visit)(server).unwrap_or_else(|e| panic!("{e}"));
         let deadline = Instant::now() + PATIENCE;
         let mut before = Rest::of(server);
         loop {
             thread::sleep(Duration::from_millis(20));
             let now = Rest::of(server);
             if now == before {
-                return Baseline { rest: now, memory: memory(server) };
+                return Baseline { rest: now, memory: memory(server), service };
             }
             assert!(Instant::now() < deadline, "the server never comes to rest: {before:?}, {now:?}");
             before = now;
@@ -79,7 +94,7 @@ impl Rest {
 pub fn faults(server: &mut Server, base: &Baseline) -> Vec<String> {
     let mut faults = Vec::new();
     // At rest first: where places are few, the abused ones must be free before fresh clients can have them.
-    match not_at_rest(server, base).and_then(|()| not_serving(server)) {
+    match not_at_rest(server, base).and_then(|()| (base.service.crowd)(server)) {
         Ok(()) => faults.extend(not_at_rest(server, base).err()),
         Err(fault) => faults.push(fault),
     }
@@ -90,11 +105,20 @@ pub fn faults(server: &mut Server, base: &Baseline) -> Vec<String> {
     faults.extend(server.family().iter().flat_map(|proc| inheritable(proc.pid)));
     faults.extend(busy_when_idle(server).err());
     let memory = memory(server);
-    if memory > base.memory + MEMORY_SLACK {
+    if memory > base.memory + base.service.slack {
         faults.push(format!("memory grew from {} to {memory} bytes", base.memory));
     }
     faults.extend(ugly_log(&server.log()));
     faults
+}
+
+fn one_byte(server: &Server) -> Result<(), String> {
+    let mut peer = server.connect();
+    peer.ask(1);
+    // Until the server has closed it: on a busy machine it would otherwise be taken for a part of the rest.
+    peer.half_close();
+    peer.read_to_end();
+    Ok(())
 }
 
 /// Four fresh clients, connected at once, get exact bytes.
@@ -175,7 +199,8 @@ fn ugly_log(log: &str) -> Vec<String> {
     log.lines().filter(ugly).map(|line| format!("in the log: {line}")).collect()
 }
 
-fn memory(server: &Server) -> u64 {
+/// Anonymous memory of the whole family, in bytes.
+pub fn memory(server: &Server) -> u64 {
     server.family().iter().map(|proc| procs::anonymous_bytes(proc.pid)).sum()
 }
 

@@ -84,6 +84,11 @@ impl Peer {
         })
     }
 
+    /// The same connection again, for a reader of its own.
+    pub fn second_handle(&self) -> TcpStream {
+        self.stream.try_clone().unwrap()
+    }
+
     /// Sends a FIN; reading goes on.
     pub fn half_close(&mut self) {
         self.stream.shutdown(Shutdown::Write).unwrap();

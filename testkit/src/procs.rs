@@ -170,6 +170,17 @@ pub fn listening_socket(pid: i32) -> Option<(u16, u64)> {
 /// A second descriptor for the socket that `pid` listens with (pidfd_getfd(2)): what is done to it meets the server.
 pub fn borrow_listener(pid: i32) -> Socket {
     let (_, inode) = listening_socket(pid).unwrap();
+    borrow(pid, inode)
+}
+
+/// A second descriptor for the server's end of a client's connection.
+pub fn borrow_connection(server: &Server, client: &Peer) -> Socket {
+    let holder = holders(server, client)[0];
+    borrow(holder, connection(server, client).unwrap())
+}
+
+/// pidfd_getfd(2) of the socket with this inode number.
+fn borrow(pid: i32, inode: u64) -> Socket {
     let name = format!("socket:{inode}");
     let fd = descriptors(pid).into_iter().find(|(_, target)| *target == name).map(|(fd, _)| fd).unwrap();
     // SAFETY: makes a descriptor.
@@ -178,10 +189,10 @@ pub fn borrow_listener(pid: i32) -> Socket {
     // SAFETY: the kernel has just made it, and nobody else has it.
     let process = unsafe { OwnedFd::from_raw_fd(process as i32) };
     // SAFETY: makes a descriptor.
-    let listener = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
-    assert!(listener >= 0, "pidfd_getfd: {}", std::io::Error::last_os_error());
+    let socket = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
+    assert!(socket >= 0, "pidfd_getfd: {}", std::io::Error::last_os_error());
     // SAFETY: the kernel has just made it, and nobody else has it.
-    unsafe { Socket::from_raw_fd(listener as i32) }
+    unsafe { Socket::from_raw_fd(socket as i32) }
 }
 
 /// The listening socket of the server's first process, or else of the first of its family that has one: where every
@@ -197,13 +208,18 @@ pub fn listens(inode: u64) -> bool {
 
 /// The processes of the server that hold their end of the connection whose other end is `client`.
 pub fn holders(server: &Server, client: &Peer) -> Vec<i32> {
+    let Some(inode) = connection(server, client) else { return Vec::new() };
+    let socket = format!("socket:{inode}");
+    let holds = |pid: &i32| descriptors(*pid).values().any(|target| *target == socket);
+    server.family().iter().map(|p| p.pid).filter(holds).collect()
+}
+
+/// The inode number of the server's end of a connection.
+fn connection(server: &Server, client: &Peer) -> Option<u64> {
     let (here, there) = (server.addr, client.addr());
     let is_ours =
         |entry: &TcpNetEntry| entry.local_address == here && entry.remote_address == there && entry.inode != 0;
-    let Some(entry) = tcp_sockets().into_iter().find(is_ours) else { return Vec::new() };
-    let socket = format!("socket:{}", entry.inode);
-    let holds = |pid: &i32| descriptors(*pid).values().any(|target| *target == socket);
-    server.family().iter().map(|p| p.pid).filter(holds).collect()
+    tcp_sockets().into_iter().find(is_ours).map(|entry| entry.inode)
 }
 
 fn tcp_sockets() -> Vec<TcpNetEntry> {

@@ -1,0 +1,144 @@
+//! The options that mean the same in every chat server.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+/// Clients at once.
+pub const MAX_CONNS: u32 = 1000;
+/// Clients at once from one address. Loopback is exempt: whoever comes through the gateway comes from there.
+pub const MAX_PER_ADDR: u32 = 64;
+/// Milliseconds from the connection to an accepted nick.
+pub const HANDSHAKE_TIMEOUT_MS: u64 = 30_000;
+/// Milliseconds a member may stay without sending a line; an empty one will do.
+pub const IDLE_TIMEOUT_MS: u64 = 600_000;
+/// Milliseconds without progress while something waits to be sent.
+pub const WRITE_TIMEOUT_MS: u64 = 10_000;
+/// Milliseconds that the last words get after SIGTERM or SIGINT.
+pub const GRACE_MS: u64 = 1_000;
+/// Lines a second from one client ...
+pub const RATE: u32 = 10;
+/// ... and at once, after a silence.
+pub const BURST: u32 = 20;
+/// Milliseconds that one client's lines may be made to wait, before it is told to go.
+pub const FLOOD_TIMEOUT_MS: u64 = 100_000;
+/// Bytes that may wait for one client.
+pub const OUTBOX: usize = 256 * 1024;
+/// Lines kept for `/history`.
+pub const HISTORY: usize = 1000;
+
+/// Seconds of silence before the first keepalive probe, between two, and how many go unanswered (tcp(7)): so long a
+/// member whose cable was cut stays in the room.
+pub const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 3);
+/// How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT).
+pub const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The limits of a chat. All times are milliseconds, at least 1.
+#[derive(Args, Clone, Debug)]
+pub struct Limits {
+    /// Clients at once
+    #[arg(long, default_value_t = MAX_CONNS, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_conns: u32,
+    /// Clients at once from one address; loopback is exempt
+    #[arg(long, default_value_t = MAX_PER_ADDR, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub max_per_addr: u32,
+    /// Time from the connection to an accepted nick
+    #[arg(long, default_value_t = HANDSHAKE_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
+    pub handshake_timeout: u64,
+    /// Time a member may stay without sending a line
+    #[arg(long, default_value_t = IDLE_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
+    pub idle_timeout: u64,
+    /// Time without progress while something waits to be sent
+    #[arg(long, default_value_t = WRITE_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
+    pub write_timeout: u64,
+    /// Time that the last words get after SIGTERM or SIGINT
+    #[arg(long, default_value_t = GRACE_MS, value_name = "MS", value_parser = ms())]
+    pub grace: u64,
+    /// Lines a second from one client
+    #[arg(long, default_value_t = RATE, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rate: u32,
+    /// Lines at once from one client, after a silence
+    #[arg(long, default_value_t = BURST, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub burst: u32,
+    /// Time that one client's lines may be made to wait, in all, before it is told to go
+    #[arg(long, default_value_t = FLOOD_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
+    pub flood_timeout: u64,
+    /// Bytes that may wait to be sent to one client
+    #[arg(long, default_value_t = OUTBOX, value_name = "BYTES", value_parser = bytes)]
+    pub outbox: usize,
+    /// Lines kept for /history
+    #[arg(long, default_value_t = HISTORY, value_name = "LINES", value_parser = lines)]
+    pub history: usize,
+    /// What has been said, one line each, for ever
+    #[arg(long, default_value = "chat_log.txt", value_name = "FILE")]
+    pub log: PathBuf,
+    /// Keep no log
+    #[arg(long, conflicts_with = "log")]
+    pub no_log: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_conns: MAX_CONNS,
+            max_per_addr: MAX_PER_ADDR,
+            handshake_timeout: HANDSHAKE_TIMEOUT_MS,
+            idle_timeout: IDLE_TIMEOUT_MS,
+            write_timeout: WRITE_TIMEOUT_MS,
+            grace: GRACE_MS,
+            rate: RATE,
+            burst: BURST,
+            flood_timeout: FLOOD_TIMEOUT_MS,
+            outbox: OUTBOX,
+            history: HISTORY,
+            log: PathBuf::from("chat_log.txt"),
+            no_log: false,
+        }
+    }
+}
+
+impl Limits {
+    /// `--grace` as a time.
+    pub fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace)
+    }
+
+    /// `--write-timeout` as a time.
+    pub fn write_timeout(&self) -> Duration {
+        Duration::from_millis(self.write_timeout)
+    }
+}
+
+/// What happens to a reader that is slower than the room. You have to drop something: a message, a reader, or
+/// everybody's time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Slow {
+    /// Everybody waits for it
+    Block,
+    /// Its queue grows without bound
+    Grow,
+    /// It misses lines, and is told how many
+    Drop,
+    /// It is told `! slow-reader`, and goes
+    #[default]
+    Kick,
+}
+
+/// One millisecond to one day: never "for ever", never a deadline that overflows.
+fn ms() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=86_400_000)
+}
+
+fn within(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|n| range.contains(n));
+    number.ok_or_else(|| format!("a number from {} to {}", range.start(), range.end()))
+}
+
+fn bytes(text: &str) -> Result<usize, String> {
+    within(text, 4096..=1 << 30)
+}
+
+fn lines(text: &str) -> Result<usize, String> {
+    within(text, 0..=1_000_000)
+}

@@ -1,0 +1,3 @@
+fn main() {
+    testkit::chat::conformance(env!("CARGO_BIN_EXE_v1-threads"), env!("CARGO_MANIFEST_DIR"))
+}

@@ -1,0 +1,123 @@
+//! What this version teaches: two threads for each client, and no system call under the lock of the room.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use testkit::{PATIENCE, Peer, Server, eventually, procs};
+
+const BIN: &str = env!("CARGO_BIN_EXE_v1-threads");
+const NAIVE: &str = env!("CARGO_BIN_EXE_naive-lock");
+/// No rate limit and no log.
+const FREE: [&str; 5] = ["--rate", "1000000", "--burst", "1000000", "--no-log"];
+
+struct Talker(BufReader<TcpStream>);
+
+impl Talker {
+    fn new(addr: SocketAddr) -> Talker {
+        let conn = TcpStream::connect(addr).unwrap();
+        conn.set_read_timeout(Some(PATIENCE)).unwrap();
+        Talker(BufReader::new(conn))
+    }
+
+    fn say(&mut self, line: &str) {
+        self.0.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// Reads until a line ends in this.
+    fn hear(&mut self, end: &str) {
+        let mut line = String::new();
+        while !line.trim_end().ends_with(end) {
+            line.clear();
+            assert!(self.0.read_line(&mut line).unwrap() > 0, "the end of file, and no {end:?}");
+        }
+    }
+
+    /// Whether nothing comes for a second.
+    fn hears_nothing(&mut self) -> bool {
+        self.0.get_mut().set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut line = String::new();
+        self.0.read_line(&mut line).is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+    }
+}
+
+/// Two who talk, after a third has stopped reading and a fourth has said more than any buffer holds.
+fn with_a_dead_reader(server: &Server, nicks: bool) -> (Talker, Talker) {
+    let greet = |nick: &str| if nicks { format!("{nick}\n") } else { String::new() };
+    let (mut alice, mut bob) = (Talker::new(server.addr), Talker::new(server.addr));
+    let mut dead = Peer::connect_small_window(server.addr);
+    let mut speaker = Talker::new(server.addr);
+    if nicks {
+        alice.say("alice");
+        alice.hear("commands");
+        bob.say("bob");
+        bob.hear("commands");
+    }
+    dead.send(greet("dead"));
+    speaker.0.get_mut().write_all(greet("speaker").as_bytes()).unwrap();
+    // Everybody is in the room when everybody hears the first line.
+    eventually("all are in", || {
+        speaker.say("are you there");
+        (dead.unread() > 0).then_some(())
+    });
+    alice.say("hello");
+    bob.hear("hello");
+    bob.say("hello");
+    alice.hear("hello");
+
+    // alice and bob read all the time, in threads: nobody but the dead one may be the reason for anything.
+    let line = format!("{}\n", "x".repeat(900));
+    let flood = thread::spawn(move || {
+        speaker.0.get_mut().set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+        // 16 MiB, or until the server does not read any more.
+        let _ = (0..18_000).try_for_each(|_| speaker.0.get_mut().write_all(line.as_bytes()));
+        speaker
+    });
+    let drain = |mut talker: Talker| {
+        thread::spawn(move || {
+            talker.0.get_mut().set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+            let mut line = String::new();
+            while talker.0.read_line(&mut line).is_ok_and(|n| n > 0) {
+                line.clear();
+            }
+            talker.0.get_mut().set_read_timeout(Some(PATIENCE)).unwrap();
+            talker
+        })
+    };
+    let (alice, bob) = (drain(alice), drain(bob));
+    // They live on to the end of the test, as clients do.
+    std::mem::forget((flood.join().unwrap(), dead));
+    (alice.join().unwrap(), bob.join().unwrap())
+}
+
+#[test]
+fn a_write_under_the_lock_stops_the_room() {
+    let server = Server::start(NAIVE, &[]);
+    let (mut alice, mut bob) = with_a_dead_reader(&server, false);
+    alice.say("is anybody there");
+    assert!(bob.hears_nothing(), "one client that does not read should have stopped the room");
+    assert!(procs::thread_states(server.pid()).iter().all(|state| *state == 'S'), "all sleep");
+}
+
+#[test]
+fn a_write_outside_the_lock_does_not() {
+    // Room for all of the flood: whoever is a little slow on this machine is not to be kicked.
+    let server = Server::start(BIN, &[&FREE[..], &["--outbox", "67108864"]].concat());
+    let (mut alice, mut bob) = with_a_dead_reader(&server, true);
+    alice.say("is anybody there");
+    bob.hear("is anybody there");
+}
+
+#[test]
+fn two_threads_for_each_client() {
+    let server = Server::start(BIN, &FREE);
+    let threads = || procs::thread_states(server.pid()).len();
+    let alone = threads();
+    assert_eq!(alone, 2, "the acceptor, and who writes the log");
+    let talkers: Vec<Talker> = (0..20).map(|_| Talker::new(server.addr)).collect();
+    eventually("two threads for each", || (threads() == alone + 40).then_some(()));
+    drop(talkers);
+    eventually("they end with their clients", || (threads() == alone).then_some(()));
+}

@@ -1,0 +1,99 @@
+//! What this version teaches: a set ends at 1024, 0 bytes are the end of file, and what is dropped is counted.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+
+use testkit::{End, Peer, Server, eventually, procs};
+
+const BIN: &str = env!("CARGO_BIN_EXE_v2-select");
+const NAIVE: &str = env!("CARGO_BIN_EXE_naive-eof");
+const FD_SETSIZE: i32 = 1024;
+const FULL: &str = "! server-full try again later\n";
+
+/// Descriptors enough for this process, and for the servers, which inherit the limit.
+fn raise_limit() {
+    procs::limit_descriptors(std::process::id() as i32, 4096);
+}
+
+fn assert_full(peer: &mut Peer) {
+    let (bytes, end) = peer.read_to_end();
+    assert_eq!((String::from_utf8_lossy(&bytes).as_ref(), end), (FULL, End::Eof));
+}
+
+#[test]
+fn eleven_hundred_clients_at_once() {
+    raise_limit();
+    let mut server = Server::start(BIN, &["--no-log"]);
+    let mut peers: Vec<Peer> = (0..1100).map(|_| server.connect()).collect();
+    let mut late = peers.split_off(960);
+    // Their nick is in their way: a close with unread bytes would be a reset, and the line lost.
+    late.iter_mut().for_each(|peer| drop(peer.try_send("late\n")));
+    for mut peer in late {
+        assert_full(&mut peer);
+    }
+    let highest = *procs::descriptors(server.pid()).last_key_value().unwrap().0;
+    assert!(highest < FD_SETSIZE, "descriptor {highest}");
+    peers[0].send("first\n");
+    peers[0].read_exactly("* welcome first; 1 here".len());
+    peers[959].send("last\n");
+    peers[959].read_exactly("* welcome last; 2 here".len());
+    drop(peers);
+    server.stop().unwrap();
+}
+
+/// The server as somebody starts it who left descriptors 3 to `end` - 1 open.
+fn command_with_open(end: i32) -> Command {
+    let mut command = Command::new(BIN);
+    command.args(["-p", "0", "--no-log"]);
+    let leave_open = move || {
+        for fd in 3..end {
+            // SAFETY: dup2 is async-signal-safe. Its copies are not close-on-exec; what it replaces would have been.
+            if unsafe { libc::dup2(0, fd) } < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure allocates nothing and takes no lock.
+    unsafe { command.pre_exec(leave_open) };
+    command
+}
+
+#[test]
+fn numbers_that_no_set_can_hold() {
+    raise_limit();
+    let mut server = Server::start_with(&mut command_with_open(1003));
+    let places = (0..FD_SETSIZE).filter(|fd| !procs::descriptors(server.pid()).contains_key(fd)).count();
+    assert!((10..24).contains(&places), "{places} places are left in a set");
+    let mut peers: Vec<Peer> = (0..60).map(|_| server.connect()).collect();
+    let mut late = peers.split_off(places);
+    late.iter_mut().for_each(|peer| drop(peer.try_send("late\n")));
+    for mut peer in late {
+        assert_full(&mut peer);
+    }
+    peers[0].send("first\n");
+    peers[0].read_exactly("* welcome first; 1 here".len());
+    server.stop().unwrap();
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+
+    let Output { status, stdout, stderr } = command_with_open(FD_SETSIZE).output().unwrap();
+    let text = String::from_utf8_lossy(&stderr);
+    assert_eq!((status.code(), stdout.len(), text.lines().count()), (Some(1), 0, 1), "{text}");
+    assert!(text.starts_with("Error: select: a set ends at 1024"), "{text}");
+}
+
+#[test]
+fn who_ignores_the_end_of_file_spins() {
+    let (naive, right) = (Server::start(NAIVE, &[]), Server::start(BIN, &["--no-log"]));
+    for server in [&naive, &right] {
+        let mut peer = server.connect();
+        peer.send("bob\n");
+        drop(peer);
+    }
+    let before = procs::cpu_ns(right.pid());
+    // Half a second of CPU, while nobody is there.
+    eventually("the naive one is busy with nobody", || (procs::cpu_ns(naive.pid()) > 500_000_000).then_some(()));
+    let spent = procs::cpu_ns(right.pid()) - before;
+    assert!(spent < 100_000_000, "{spent} ns for one client that came and went");
+}
