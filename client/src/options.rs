@@ -208,6 +208,21 @@ enum Check {
 }
 
 impl Cli {
+    /// Refuses, for a command of many runs, the options of output that only one run has, and those named.
+    ///
+    /// # Errors
+    /// A usage error of one line.
+    pub fn refuse(&self, options: &[&str], command: &str) -> Result<(), clap::Error> {
+        for (name, given) in [("tui", self.tui), ("explain", self.explain)] {
+            if given {
+                let text = format!("--{name} does not go with client {command}\n");
+                return Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
+            }
+        }
+        self.output.refuse(options, command)?;
+        self.output.check(self.json.as_deref())
+    }
+
     /// The plan with another rate or number of clients.
     ///
     /// # Errors

@@ -4,6 +4,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use client::limits::Cpu;
+use client::report::{Honesty, Steady};
+use client::stats::Row;
 use client::{Ended, Plan, Report};
 use hdrhistogram::Histogram;
 
@@ -62,6 +65,58 @@ fn add(sum: &mut Report, other: Report) -> anyhow::Result<()> {
     }
     sum.elapsed = sum.elapsed.max(other.elapsed);
     counts(sum, &other);
+    latencies(sum, &other)?;
+    failures(sum, other.failures);
+    honesty(sum, &other.honesty);
+    // Slices and the server belong to one machine's clock and to one look: they are not merged but left out.
+    sum.series.clear();
+    sum.server = None;
+    Ok(())
+}
+
+/// Adds another round of the same run to what is known of the rounds so far.
+pub fn round(sum: &mut Report, other: Report) -> anyhow::Result<()> {
+    let peak_open = sum.connections.peak_open.max(other.connections.peak_open);
+    counts(sum, &other);
+    sum.connections.peak_open = peak_open;
+    latencies(sum, &other)?;
+    failures(sum, other.failures);
+    sum.elapsed += other.elapsed;
+    sum.steady = sum.steady.zip(other.steady).map(|(a, b)| Steady {
+        from_ns: a.from_ns,
+        sent: a.sent + b.sent,
+        done: a.done + b.done,
+        cpu: plus(a.cpu, b.cpu),
+    });
+    if let Some((used, more)) = sum.server.as_mut().zip(other.server) {
+        used.cpu = plus(used.cpu, more.cpu);
+        used.steady_cpu = used.steady_cpu.zip(more.steady_cpu).map(|(a, b)| plus(a, b));
+        used.voluntary_switches += more.voluntary_switches;
+        used.involuntary_switches += more.involuntary_switches;
+        used.peak_rss_bytes = used.peak_rss_bytes.max(more.peak_rss_bytes);
+        used.peak_processes = used.peak_processes.max(more.peak_processes);
+        used.peak_threads = used.peak_threads.max(more.peak_threads);
+    }
+    // One round after the other: what is known of the course of one says nothing of all.
+    sum.series.clear();
+    sum.honesty = Honesty {
+        offered: sum.honesty.offered + other.honesty.offered,
+        missed: sum.honesty.missed + other.honesty.missed,
+        warmup_ns: sum.honesty.warmup_ns.max(other.honesty.warmup_ns),
+        warmup_done: sum.honesty.warmup_done + other.honesty.warmup_done,
+        threads: sum.honesty.threads,
+        client_cpu_percent: sum.honesty.client_cpu_percent.max(other.honesty.client_cpu_percent),
+        loop_p99_ns: sum.honesty.loop_p99_ns.max(other.honesty.loop_p99_ns),
+        ..Honesty::default()
+    };
+    Ok(())
+}
+
+fn plus(a: Cpu, b: Cpu) -> Cpu {
+    Cpu { user_ns: a.user_ns + b.user_ns, system_ns: a.system_ns + b.system_ns }
+}
+
+fn latencies(sum: &mut Report, other: &Report) -> anyhow::Result<()> {
     let (into, from) = (&mut sum.latency, &other.latency);
     for (into, from) in [
         (&mut into.connect, &from.connect),
@@ -73,7 +128,11 @@ fn add(sum: &mut Report, other: Report) -> anyhow::Result<()> {
     ] {
         histogram(into, from)?;
     }
-    for row in other.failures {
+    Ok(())
+}
+
+fn failures(sum: &mut Report, more: Vec<Row>) {
+    for row in more {
         match sum.failures.iter_mut().find(|mine| mine.kind == row.kind && mine.example == row.example) {
             Some(mine) => {
                 mine.count += row.count;
@@ -84,11 +143,6 @@ fn add(sum: &mut Report, other: Report) -> anyhow::Result<()> {
             None => sum.failures.push(row),
         }
     }
-    honesty(sum, &other.honesty);
-    // Slices and the server belong to one machine's clock and to one look: they are not merged but left out.
-    sum.series.clear();
-    sum.server = None;
-    Ok(())
 }
 
 fn histogram(into: &mut Histogram<u64>, from: &Histogram<u64>) -> anyhow::Result<()> {
@@ -121,7 +175,7 @@ fn counts(sum: &mut Report, other: &Report) {
     }
 }
 
-fn honesty(sum: &mut Report, from: &client::report::Honesty) {
+fn honesty(sum: &mut Report, from: &Honesty) {
     let sent = sum.requests.sent;
     let into = &mut sum.honesty;
     into.offered += from.offered;

@@ -3,10 +3,11 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Observer, Progress, nanos};
+use crate::limits::Cpu;
 use crate::plan::{Plan, Until, Warmup};
 use crate::report::Slice;
 use crate::series::{Counts, Heat};
@@ -38,6 +39,14 @@ struct Published {
     max_ns: u64,
 }
 
+/// The run as it was when its warm-up ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    pub at: u64,
+    pub counts: Counts,
+    pub cpu: Cpu,
+}
+
 /// Shared by the threads of a run.
 pub struct Crew {
     pub base: Instant,
@@ -57,6 +66,8 @@ pub struct Crew {
     /// Length of the warm-up, where that is known before.
     warm_up: Option<u64>,
     published: Vec<Mutex<Published>>,
+    /// Set by the first look at the run after the warm-up.
+    pub mark: OnceLock<Mark>,
 }
 
 impl Crew {
@@ -86,6 +97,7 @@ impl Crew {
                 _ => None,
             },
             published: (0..threads).map(|_| Mutex::default()).collect(),
+            mark: OnceLock::new(),
         }
     }
 
@@ -211,6 +223,10 @@ impl Lookout {
         }
         let elapsed = now.saturating_sub(start.unwrap_or(now));
         let counts = sum.counts;
+        let is_warm = start.is_some() && crew.warm_until() <= now;
+        if is_warm && self.warmup != Warmup::None {
+            crew.mark.get_or_init(|| Mark { at: now, counts, cpu: Cpu::now() });
+        }
         let recent = self.recent(now, start.unwrap_or(now), &sum);
         observer.progress(&Progress {
             elapsed: Duration::from_nanos(elapsed),
@@ -224,7 +240,7 @@ impl Lookout {
             bytes: counts.bytes,
             percentiles: [0.5, 0.9, 0.99, 0.999].map(|share| sum.heat.percentile(share)),
             recent,
-            is_warm: crew.warm_until() != OPEN,
+            is_warm,
         });
         self.last = sum;
         self.last_at = now;

@@ -30,7 +30,7 @@ pub struct Progress {
     pub percentiles: [Option<u64>; 4],
     /// What has happened since the last call.
     pub recent: Slice,
-    /// The warm-up is over.
+    /// The warm-up is over, and with it began what the latencies are of.
     pub is_warm: bool,
 }
 
