@@ -324,6 +324,20 @@ impl Report {
         }
     }
 
+    /// Judges the rate anew, from a series that was put in.
+    pub fn judge_rate(&mut self) {
+        let level = match self.steered.is_empty() {
+            true => Level::of(&self.plan, &self.series, self.honesty.warmup_ns),
+            // It was not to keep its level.
+            false => Level::default(),
+        };
+        self.honesty.linearity = level.linearity;
+        self.honesty.rate = level.rate;
+        self.honesty.steady = level.steady;
+        self.honesty.propose_warmup_ns = level.propose_warmup_ns;
+        self.honesty.drift_percent = level.drift_percent;
+    }
+
     /// Judges what limited the rate: after the run, and again when `server` has been filled in.
     pub fn judge(&mut self) {
         self.honesty.limited_by = honesty::limit(self);

@@ -125,6 +125,10 @@ impl Observer for Beside<'_> {
         self.inner.progress(now);
     }
 
+    fn rate(&self) -> Option<f64> {
+        self.inner.rate()
+    }
+
     fn stop(&self) -> bool {
         self.inner.stop()
     }

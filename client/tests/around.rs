@@ -256,13 +256,58 @@ fn saved(dir: &tempfile::TempDir, name: &str, delay: u32) -> String {
 fn merged_counts_are_sums() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b, sum) = (saved(&dir, "a", 0), saved(&dir, "b", 0), dir.path().join("sum"));
-    run(&mut command(&["merge", &a, &b, "-j", sum.to_str().unwrap()])).expect(0, &["OK: 120 answers"]);
+    let ran = run(&mut command(&["merge", &a, &b, "-j", sum.to_str().unwrap()])).expect(0, &["OK: 120 answers"]);
     let read = |path: &str| client::json::read(&mut std::fs::File::open(path).unwrap()).unwrap();
     let (a, b, sum) = (read(&a), read(&b), read(sum.to_str().unwrap()));
     assert_eq!(sum.requests.sent, a.requests.sent + b.requests.sent);
     let mut both = a.latency.response.clone();
     both.add(&b.latency.response).unwrap();
     assert_eq!(sum.latency.response, both);
+    // One after the other, so the course has both and the time between them.
+    let done = |report: &client::Report| report.series.iter().map(|slice| slice.done).sum::<u64>();
+    assert_eq!((done(&sum), done(&a) + done(&b)), (120, 120));
+    let started = |report: &client::Report| report.machine.as_ref().unwrap().started_ns;
+    assert_eq!(started(&sum), started(&a));
+    let between = u128::from(started(&b) - started(&a));
+    assert_eq!(sum.elapsed.as_nanos(), between + b.elapsed.as_nanos());
+    assert!(ran.err.contains("the runs were not at the same time"), "{}", ran.err);
+    let half = |at: u64| sum.series.iter().filter(|slice| slice.start_ns < at).map(|slice| slice.done).sum::<u64>();
+    assert!((60..120).contains(&half(between as u64)), "{} before the second began", half(between as u64));
+
+    // At the same time: the merged course is no longer than theirs and carries both in each part.
+    let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64() + 1.0;
+    let (cmd, start) = (server(0), format!("{at:.3}"));
+    let mut runs = Vec::new();
+    for name in ["c", "d"] {
+        let path = dir.path().join(name).to_str().unwrap().to_owned();
+        let args = [
+            "-q",
+            "-c",
+            "2",
+            "-k",
+            "0",
+            "-d",
+            "1s",
+            "-w",
+            "0",
+            "--start-at",
+            &start,
+            "-j",
+            &path,
+            "--server-cmd",
+            &cmd,
+        ];
+        let child = command(&args).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn();
+        runs.push((path, child.unwrap()));
+    }
+    let paths: Vec<String> =
+        runs.into_iter().map(|(path, child)| (path, support::finish(child).expect(0, &["OK"])).0).collect();
+    let merge = ["merge", &paths[0], &paths[1], "-j", dir.path().join("sum").to_str().unwrap()].map(str::to_owned);
+    let ran = run(&mut command(&merge.iter().map(String::as_str).collect::<Vec<_>>())).expect(0, &["steadiness", "OK"]);
+    assert!(!ran.err.contains("same time"), "{}", ran.err);
+    let (c, d, sum) = (read(&paths[0]), read(&paths[1]), read(dir.path().join("sum").to_str().unwrap()));
+    assert_eq!(done(&sum), done(&c) + done(&d));
+    assert!(sum.elapsed < c.elapsed + d.elapsed && sum.honesty.rate.is_some());
 }
 
 fn runs_are_compared() {

@@ -39,6 +39,12 @@ pub trait Observer {
     /// Called at least ten times a second, and at the end: every request done is in one `recent`.
     fn progress(&mut self, _progress: &Progress) {}
 
+    /// In an open loop: the rate that somebody has set instead of the plan's, in requests per second. Asked after each
+    /// call of `progress`; requests follow it from that moment on, and the report says so.
+    fn rate(&self) -> Option<f64> {
+        None
+    }
+
     /// Whether the run shall end now; asked whenever poll returns, also after a signal.
     fn stop(&self) -> bool {
         false

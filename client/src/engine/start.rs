@@ -9,7 +9,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl;
 use nix::unistd::Pid;
 
-use super::crew::{Crew, Lookout, Mark};
+use super::crew::{self, Crew, Lookout, Mark};
 use super::{Engine, Observer, mob, resolve};
 use crate::failure::CouldNotRun;
 use crate::limits::{self, Cpu};
@@ -57,6 +57,11 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotR
     })?;
     let mut report = merge(plan, &crew, parts)?;
     report.abusers = fates;
+    report.steered = crew.steered(0);
+    report.steered.retain(|steer| u128::from(steer.at_ns) < report.elapsed.as_nanos());
+    if !report.steered.is_empty() {
+        report.judge_rate();
+    }
     let end = Cpu::now();
     report.cpu = end.less(cpu);
     report.steady = crew.mark.get().and_then(|mark| steady(&report, mark, crew.start()?, end));
@@ -177,6 +182,8 @@ fn together(
             }
         }
         let mut lookout = Lookout::new(plan);
+        // Each thread looks whether the rate is another one once in a tick.
+        lookout.lead = 2 * super::nanos(crew::TICK);
         let mut next = 0;
         while !running.iter().all(|thread| thread.is_finished()) {
             if observer.stop() {

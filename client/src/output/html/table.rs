@@ -9,7 +9,7 @@ use crate::limits::Cpu;
 use crate::machine::Machine;
 use crate::output::Run;
 use crate::output::form::{self, escape};
-use crate::report::{Limit, Report};
+use crate::report::{Limit, Report, Steer};
 use crate::stats::{PERCENTILES, needed, percentile};
 
 /// A table with a caption, whose first column heads the rows.
@@ -192,6 +192,10 @@ pub fn honesty(report: &Report) -> Table {
     if report.plan.rate.is_some() {
         table.pair("due by the schedule", form::count(honesty.offered));
         table.pair("missed", format!("{} ({:.2} %)", form::count(honesty.missed), honesty.missed_percent));
+        if !report.steered.is_empty() {
+            let one = |steer: &Steer| format!("{} from {} on", form::short(steer.rate), form::time(steer.at_ns as f64));
+            table.pair("rate set by hand", report.steered.iter().map(one).collect::<Vec<_>>().join(", "));
+        }
         table.pair("had to wait for a free connection", form::count(honesty.waited));
         let (p99, max) = (form::time(honesty.lag_p99_ns as f64), form::time(honesty.lag_max_ns as f64));
         table.pair("started late by the client itself", format!("p99 {p99}, at most {max}"));
