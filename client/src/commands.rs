@@ -49,13 +49,6 @@ pub fn micros(report: &Report, p: u64) -> Option<f64> {
     client::stats::percentile(&report.latency.response, p).map(|ns| ns as f64 / 1e3)
 }
 
-/// CPU time of the server per answer, in microseconds.
-pub fn server_us(report: &Report) -> Option<f64> {
-    let server = report.server.as_ref()?;
-    let each = server.cpu.total().as_secs_f64() * 1e6 / report.requests.done as f64;
-    (report.requests.done > 0).then_some(each)
-}
-
 /// A number for a table, or a dash.
 pub fn cell(value: Option<f64>) -> String {
     value.map_or_else(|| "-".into(), |value| format!("{value:.1}"))

@@ -177,6 +177,7 @@ impl<'a> Engine<'a> {
                 if let Some((lookout, observer)) = &mut alone {
                     lookout.look(self.crew, *observer);
                 }
+                self.follow_rate();
             }
             if self.end.is_some_and(|end| now >= end) {
                 return Ok(self.gave_up.unwrap_or(Ended::Duration));

@@ -215,6 +215,7 @@ fn keeps_up(report: &Report) -> bool {
     let Some(rate) = report.plan.rate else { return false };
     let seconds = match report.plan.until {
         Until::Elapsed(time) => time.as_secs_f64(),
+        Until::Tries(_) if !report.steered.is_empty() => report.elapsed.as_secs_f64(),
         Until::Tries(_) => 2.0 * report.honesty.offered as f64 / (rate.from + rate.to),
     };
     let fate = report.requests.done + report.requests.failed;

@@ -19,7 +19,7 @@ use crate::limits::Cpu;
 use crate::machine::Machine;
 use crate::misbehave::Fates;
 use crate::plan::Plan;
-use crate::report::{Connections, Ended, Honesty, Report, Requests, ServerUse, Slice};
+use crate::report::{Connections, Ended, Honesty, Report, Requests, ServerUse, Slice, Steady, Steer};
 use crate::stats::{Latencies, Row, percentile};
 
 /// Version of the JSON. A field that changes its meaning or goes away raises it; a new field does not.
@@ -44,7 +44,7 @@ pub fn read(from: &mut dyn Read) -> io::Result<Report> {
 
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut json = serializer.serialize_struct("Report", 20)?;
+        let mut json = serializer.serialize_struct("Report", 22)?;
         json.serialize_field("schema", &SCHEMA)?;
         json.serialize_field("good", &self.is_good())?;
         json.serialize_field("plan", &self.plan)?;
@@ -64,6 +64,8 @@ impl Serialize for Report {
         json.serialize_field("server", &self.server)?;
         json.serialize_field("machine", &self.machine)?;
         json.serialize_field("client_cpu", &self.cpu)?;
+        json.serialize_field("steady", &self.steady)?;
+        json.serialize_field("rates_set_by_hand", &self.steered)?;
         json.serialize_field("client_peak_memory_bytes", &self.peak_memory)?;
         json.serialize_field("series", &self.series)?;
         json.end()
@@ -90,6 +92,10 @@ struct Document {
     #[serde(default)]
     machine: Option<Machine>,
     client_cpu: Cpu,
+    #[serde(default)]
+    steady: Option<Steady>,
+    #[serde(default)]
+    rates_set_by_hand: Vec<Steer>,
     client_peak_memory_bytes: Option<u64>,
     series: Vec<Slice>,
 }
@@ -113,6 +119,8 @@ impl<'de> Deserialize<'de> for Report {
             latency: from.latency,
             failures: from.failures,
             cpu: from.client_cpu,
+            steady: from.steady,
+            steered: from.rates_set_by_hand,
             peak_memory: from.client_peak_memory_bytes,
             series: from.series,
             honesty: from.honesty,

@@ -62,7 +62,8 @@ impl Cpu {
         Cpu::of_thread().less(start)
     }
 
-    fn less(self, start: Cpu) -> Self {
+    /// Without what was used by `start`.
+    pub fn less(self, start: Cpu) -> Self {
         Cpu {
             user_ns: self.user_ns.saturating_sub(start.user_ns),
             system_ns: self.system_ns.saturating_sub(start.system_ns),

@@ -80,8 +80,10 @@ enum Command {
 }
 
 const BENCH_HELP: &str = "\
-The first server runs twice in each round, as itself and as its own rival: by how much those two differ is the noise
-band. A difference counts if its 95 % interval leaves 1, and its p (sign flips, Holm over the pairs) is at most 0.05.
+The first server runs twice in each round, as itself and as its own rival. The noise band is by how much those two
+differ in their widest round, or twice as far from 1 as their 95 % interval reaches, whichever is less. A difference counts if its 95 % interval lies outside that band, and its p (sign flips,
+Holm over the pairs) is at most 0.05; where the interval lies inside the band, the two are called the same.
+CPU times and percentiles are of the time behind the warm-up (-w; auto with -d).
 
 Example:
   client bench --server fork='target/release/server01-fork -p 0' \\

@@ -135,7 +135,8 @@ pub struct Cli {
     /// Time between two lines of progress, and of --series
     #[arg(long, default_value = "1s", value_name = "TIME", value_parser = time, help_heading = "Output")]
     pub interval: Duration,
-    /// Show the run on the whole terminal: rate, latencies, the last minute, failures; q ends it
+    /// Show the run on the whole terminal: rate, latencies, the last minute, failures; q ends it. With -R keys change the
+    /// rate: Up and Down by 10 %, Right and Left by 1 %, PgUp and PgDn by 2
     #[arg(long, conflicts_with_all = ["plain", "quiet"], help_heading = "Output")]
     pub tui: bool,
     /// Print below the report what each number means
@@ -208,6 +209,21 @@ enum Check {
 }
 
 impl Cli {
+    /// Refuses, for a command of many runs, the options of output that only one run has, and those named.
+    ///
+    /// # Errors
+    /// A usage error of one line.
+    pub fn refuse(&self, options: &[&str], command: &str) -> Result<(), clap::Error> {
+        for (name, given) in [("tui", self.tui), ("explain", self.explain)] {
+            if given {
+                let text = format!("--{name} does not go with client {command}\n");
+                return Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
+            }
+        }
+        self.output.refuse(options, command)?;
+        self.output.check(self.json.as_deref())
+    }
+
     /// The plan with another rate or number of clients.
     ///
     /// # Errors

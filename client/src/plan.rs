@@ -98,6 +98,12 @@ impl Rate {
         possible(self.from) && possible(self.to) && self.from + self.to > 0.0
     }
 
+    /// What it is so long after the start of a schedule that lasts `of`.
+    pub fn at(&self, elapsed: Duration, of: Duration) -> f64 {
+        let share = elapsed.as_secs_f64() / of.as_secs_f64().max(f64::MIN_POSITIVE);
+        self.from + (self.to - self.from) * share.clamp(0.0, 1.0)
+    }
+
     /// Whether it changes in the course of the run.
     pub fn is_ramp(&self) -> bool {
         self.from != self.to

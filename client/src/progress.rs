@@ -6,7 +6,7 @@ mod live;
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
@@ -52,6 +52,8 @@ pub struct Screen {
     /// What could not be handed over yet.
     kept: Option<Progress>,
     shown: Receiver<anyhow::Result<()>>,
+    /// The rate set in the live view, as the bits of an f64; 0 is none.
+    rate: Arc<AtomicU64>,
 }
 
 impl Screen {
@@ -64,21 +66,22 @@ impl Screen {
         stop: Arc<AtomicBool>,
     ) -> anyhow::Result<Self> {
         let (tell, shown) = mpsc::sync_channel(1);
+        let rate = Arc::new(AtomicU64::new(0));
         if show == Show::Nothing && series.is_none() {
-            return Ok(Screen { stop, to: None, kept: None, shown });
+            return Ok(Screen { stop, to: None, kept: None, shown, rate });
         }
         if show == Show::Tui && !(io::stderr().is_terminal() && io::stdin().is_terminal()) {
             bail!("--tui needs a terminal: stdin and stderr have to be one");
         }
         let (to, from) = mpsc::sync_channel(QUEUE);
-        let (plan, flag) = (plan.clone(), Arc::clone(&stop));
+        let (plan, flag, wanted) = (plan.clone(), Arc::clone(&stop), Arc::clone(&rate));
         let draw = move || {
             let series = series.map(|out| Series { out, slice: Slice::default(), interval });
-            let result = Drawn::new(&plan, show, interval, flag).and_then(|drawn| follow(drawn, series, &from));
+            let result = Drawn::new(&plan, show, interval, flag, wanted).and_then(|drawn| follow(drawn, series, &from));
             _ = tell.send(result);
         };
         thread::Builder::new().name("screen".into()).spawn(draw).context("pthread_create")?;
-        Ok(Screen { stop, to: Some(to), kept: None, shown })
+        Ok(Screen { stop, to: Some(to), kept: None, shown, rate })
     }
 
     /// The run is over: waits until all is drawn and written, and the terminal is what it was.
@@ -107,6 +110,10 @@ impl Observer for Screen {
         if let Err(TrySendError::Full(kept)) = to.try_send(now) {
             self.kept = Some(kept);
         }
+    }
+
+    fn rate(&self) -> Option<f64> {
+        Some(f64::from_bits(self.rate.load(Ordering::Relaxed))).filter(|rate| *rate > 0.0)
     }
 
     fn stop(&self) -> bool {
@@ -184,12 +191,18 @@ struct Lines {
 }
 
 impl Drawn {
-    fn new(plan: &Plan, show: Show, interval: Duration, stop: Arc<AtomicBool>) -> anyhow::Result<Self> {
+    fn new(
+        plan: &Plan,
+        show: Show,
+        interval: Duration,
+        stop: Arc<AtomicBool>,
+        rate: Arc<AtomicU64>,
+    ) -> anyhow::Result<Self> {
         Ok(match show {
             Show::Nothing => Drawn::Nothing,
             Show::Lines => Drawn::Lines(Lines { interval, due: interval, last: Duration::ZERO, done: 0 }),
             Show::Bar => Drawn::Bar(bar(plan), plan.until),
-            Show::Tui => match Live::new(plan, Arc::clone(&stop)) {
+            Show::Tui => match Live::new(plan, Arc::clone(&stop), rate) {
                 Ok(live) => Drawn::Live(Box::new(live)),
                 Err(error) => {
                     stop.store(true, Ordering::Relaxed);

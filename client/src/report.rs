@@ -167,6 +167,28 @@ pub enum Limit {
     Concurrency,
 }
 
+/// The part of a run behind its warm-up, where it had one: what belongs to the same requests as the latencies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steady {
+    /// Nanoseconds from the start of the run.
+    pub from_ns: u64,
+    /// Requests sent from there on.
+    pub sent: u64,
+    /// Requests done from there on.
+    pub done: u64,
+    /// CPU time of this process from there on.
+    pub cpu: Cpu,
+}
+
+/// A rate that was set by hand while the run went on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Steer {
+    /// Nanoseconds from the start of the run: requests that were to start from there on follow the new rate.
+    pub at_ns: u64,
+    /// Requests per second.
+    pub rate: f64,
+}
+
 /// What the server's processes used during the run: the process given or started, and all below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerUse {
@@ -174,6 +196,9 @@ pub struct ServerUse {
     pub pid: i32,
     /// CPU time of the whole tree, those that have ended included.
     pub cpu: Cpu,
+    /// The same from the end of the warm-up on, where there was one.
+    #[serde(default)]
+    pub steady_cpu: Option<Cpu>,
     /// Context switches because a process waited.
     pub voluntary_switches: u64,
     /// Context switches because the kernel gave the CPU to another.
@@ -209,6 +234,10 @@ pub struct Report {
     pub failures: Vec<Row>,
     /// CPU time of this process in the run.
     pub cpu: Cpu,
+    /// The part behind the warm-up; `None` where there was no warm-up, or nothing behind it.
+    pub steady: Option<Steady>,
+    /// Rates set by hand, in the order of time.
+    pub steered: Vec<Steer>,
     /// Most memory this process had resident, in bytes.
     pub peak_memory: Option<u64>,
     /// The run in slices of time.
@@ -284,6 +313,8 @@ impl Report {
             latency: tally.latency,
             failures: tally.rows,
             cpu: Cpu::default(),
+            steady: None,
+            steered: Vec::new(),
             peak_memory: None,
             series,
             honesty,
@@ -291,6 +322,20 @@ impl Report {
             server: None,
             machine: None,
         }
+    }
+
+    /// Judges the rate anew, from a series that was put in.
+    pub fn judge_rate(&mut self) {
+        let level = match self.steered.is_empty() {
+            true => Level::of(&self.plan, &self.series, self.honesty.warmup_ns),
+            // It was not to keep its level.
+            false => Level::default(),
+        };
+        self.honesty.linearity = level.linearity;
+        self.honesty.rate = level.rate;
+        self.honesty.steady = level.steady;
+        self.honesty.propose_warmup_ns = level.propose_warmup_ns;
+        self.honesty.drift_percent = level.drift_percent;
     }
 
     /// Judges what limited the rate: after the run, and again when `server` has been filled in.
@@ -333,11 +378,31 @@ impl Report {
         per_second(self.bytes, self.elapsed)
     }
 
+    /// CPU time of this client and the requests sent in that time: behind the warm-up, as the latencies are.
+    pub fn measured_cpu(&self) -> (Cpu, u64) {
+        self.steady.map_or((self.cpu, self.requests.sent), |steady| (steady.cpu, steady.sent))
+    }
+
+    /// CPU time of the server and the requests done in that time: behind the warm-up, as the latencies are.
+    pub fn measured_server_cpu(&self) -> Option<(Cpu, u64)> {
+        let server = self.server.as_ref()?;
+        let steady = self.steady.filter(|steady| steady.done > 0).zip(server.steady_cpu);
+        Some(steady.map_or((server.cpu, self.requests.done), |(steady, cpu)| (cpu, steady.done)))
+    }
+
     /// CPU time of this client per request sent, in microseconds.
     pub fn cpu_us_per_request(&self) -> Option<f64> {
-        let each = self.cpu.total().as_secs_f64() * 1e6 / self.requests.sent as f64;
-        (self.requests.sent > 0).then_some(each)
+        each_us(self.measured_cpu())
     }
+
+    /// CPU time of the server per request done, in microseconds; `None` where it was not watched.
+    pub fn server_us_per_request(&self) -> Option<f64> {
+        each_us(self.measured_server_cpu()?)
+    }
+}
+
+fn each_us((cpu, requests): (Cpu, u64)) -> Option<f64> {
+    (requests > 0).then(|| cpu.total().as_secs_f64() * 1e6 / requests as f64)
 }
 
 fn per_second(n: u64, time: Duration) -> f64 {

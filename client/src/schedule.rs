@@ -7,6 +7,16 @@
 use crate::plan::{Arrivals, Plan, Rate, Until};
 use crate::random::Random;
 
+/// From here on the rate is another one, set while the run goes on.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// Seconds since the start of the schedule.
+    from: f64,
+    /// Arrivals due by then.
+    base: f64,
+    rate: f64,
+}
+
 /// The arrivals of one thread, in nanoseconds since the start of the schedule, rising.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -24,6 +34,9 @@ pub struct Schedule {
     thread: u64,
     threads: u64,
     next: Option<u64>,
+    /// `place` is that of an arrival which was not taken yet.
+    pending: bool,
+    pieces: Vec<Piece>,
 }
 
 impl Schedule {
@@ -50,6 +63,8 @@ impl Schedule {
             thread,
             threads: threads.max(1),
             next: None,
+            pending: false,
+            pieces: Vec::new(),
         };
         schedule.next = schedule.find();
         Some(schedule)
@@ -67,14 +82,34 @@ impl Schedule {
         Some(taken)
     }
 
+    /// From `at` on, in nanoseconds since the start of the schedule, requests are due at this rate, whatever the plan
+    /// says. What was due before stays; every schedule of a run has to be told the same, in the order of time.
+    pub fn steer(&mut self, at: u64, rate: f64) {
+        let from = at as f64 / 1e9;
+        let base = self.due_by(from);
+        self.pieces.push(Piece { from, base, rate: rate.max(f64::MIN_POSITIVE) });
+        if self.pending {
+            self.next = self.due().filter(|due| *due < self.end);
+        }
+    }
+
+    /// So many arrivals are due in so many seconds, those of all threads.
+    fn due_by(&self, seconds: f64) -> f64 {
+        match self.pieces.iter().rev().find(|piece| piece.from <= seconds) {
+            Some(piece) => piece.base + (seconds - piece.from) * piece.rate,
+            None => {
+                let Rate { from, to } = self.rate;
+                from * seconds + (to - from) / (2.0 * self.ramp) * seconds * seconds
+            }
+        }
+    }
+
     /// How many more are due until then, by the rate; none if the next one is later.
     pub fn expect(&self, until: u64) -> u64 {
         if self.next.is_none_or(|next| next > until) {
             return 0;
         }
-        let seconds = until.min(self.end) as f64 / 1e9;
-        let Rate { from, to } = self.rate;
-        let all = from * seconds + (to - from) / (2.0 * self.ramp) * seconds * seconds;
+        let all = self.due_by(until.min(self.end) as f64 / 1e9);
         let rest = all.min(self.most as f64) - self.laid as f64;
         (rest / self.threads as f64).max(1.0) as u64
     }
@@ -83,6 +118,7 @@ impl Schedule {
     fn find(&mut self) -> Option<u64> {
         loop {
             if self.laid == self.most {
+                self.pending = false;
                 return None;
             }
             let number = self.laid;
@@ -93,13 +129,17 @@ impl Schedule {
                 Arrivals::Poisson => self.place + self.random.exponential(),
             };
             if number % self.threads == self.thread {
+                self.pending = true;
                 return self.due().filter(|due| *due < self.end);
             }
         }
     }
 
-    /// When `place` arrivals are due: the solution of `from * t + (to - from) / (2 * ramp) * t^2 = place`.
+    /// When `place` arrivals are due. By the plan it is the solution of `from * t + (to - from) / (2 * ramp) * t^2 = place`.
     fn due(&self) -> Option<u64> {
+        if let Some(piece) = self.pieces.iter().rev().find(|piece| piece.base <= self.place) {
+            return Some((1e9 * (piece.from + (self.place - piece.base) / piece.rate)) as u64);
+        }
         let Rate { from, to } = self.rate;
         let root = from * from + 2.0 * (to - from) * self.place / self.ramp;
         // Poisson may lay out more than a falling ramp ever comes to.
@@ -181,6 +221,57 @@ mod tests {
                 assert_eq!(schedule.expect(1_500_000_000), 0);
             }
         }
+    }
+
+    /// Takes arrivals, and is told another rate as time comes to it.
+    fn steered(plan: &Plan, thread: u64, threads: u64, rates: &[(u64, f64)]) -> Vec<u64> {
+        let mut schedule = Schedule::new(plan, thread, threads).unwrap();
+        let mut times = Vec::new();
+        for (at, rate) in rates {
+            while schedule.peek().is_some_and(|due| due <= *at) {
+                times.extend(schedule.take());
+            }
+            schedule.steer(*at, *rate);
+        }
+        times.extend(std::iter::from_fn(|| schedule.take()));
+        times
+    }
+
+    #[test]
+    fn another_rate_holds_from_its_moment_on() {
+        const SECOND: u64 = 1_000_000_000;
+        let rates = [(SECOND / 2, 4000.0), (SECOND, 200.0)];
+        for arrivals in [Arrivals::Uniform, Arrivals::Poisson, Arrivals::Burst(5)] {
+            let plan = plan(1000.0, 1000.0, arrivals);
+            let times = steered(&plan, 0, 1, &rates);
+            assert!(times.is_sorted());
+            let between = |from: u64, to: u64| times.iter().filter(|t| (from..to).contains(*t)).count();
+            let parts = [between(0, SECOND / 2), between(SECOND / 2, SECOND), between(SECOND, 2 * SECOND)];
+            for (part, expected) in parts.iter().zip([500_usize, 2000, 200]) {
+                assert!(
+                    part.abs_diff(expected) <= if arrivals == Arrivals::Poisson { expected / 4 } else { 5 },
+                    "{parts:?}"
+                );
+            }
+            let mut together: Vec<u64> = (0..3).flat_map(|thread| steered(&plan, thread, 3, &rates)).collect();
+            together.sort_unstable();
+            assert_eq!(together, times, "{arrivals:?}");
+        }
+    }
+
+    #[test]
+    fn a_slow_schedule_that_was_over_goes_on_with_a_higher_rate() {
+        // One every four seconds: after the first there would be none in the two seconds.
+        let plan = plan(0.25, 0.25, Arrivals::Uniform);
+        assert_eq!(steered(&plan, 0, 1, &[]).len(), 1);
+        assert_eq!(steered(&plan, 0, 1, &[(1_000_000_000, 100.0)]).len(), 101);
+        let mut schedule = Schedule::new(&plan, 0, 1).unwrap();
+        schedule.take();
+        schedule.steer(1_000_000_000, 100.0);
+        assert!(schedule.expect(1_500_000_000).abs_diff(49) <= 1, "{}", schedule.expect(1_500_000_000));
+        // Where the tries end it, there are no more than those.
+        let plan = Plan { until: Until::Tries(7), clients: 1, ..plan };
+        assert_eq!(steered(&plan, 0, 1, &[(1_000_000_000, 100.0)]).len(), 7);
     }
 
     #[test]

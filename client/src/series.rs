@@ -239,6 +239,73 @@ impl Series {
     }
 }
 
+/// Puts the slices of several runs together by absolute time. Each run comes with the time it started at; the result
+/// with the earliest of those. A slice that lies across the bounds of two new ones is shared out by time, and no count
+/// is lost.
+pub fn merge(runs: &[(u64, &[Slice])]) -> (u64, Vec<Slice>) {
+    let end_of = |(start, slices): &(u64, &[Slice])| start + slices.last().map_or(0, end);
+    let origin = runs.iter().map(|(start, _)| *start).min().unwrap_or_default();
+    let all = runs.iter().map(end_of).max().unwrap_or_default().saturating_sub(origin);
+    let longest = runs.iter().flat_map(|(_, slices)| slices.iter()).map(|slice| slice.length_ns).max();
+    let mut length = longest.unwrap_or_default().max(1);
+    while all.div_ceil(length) > MOST as u64 {
+        length *= 2;
+    }
+    let bin = |n: u64| Slice { start_ns: n * length, length_ns: length.min(all - n * length), ..Slice::default() };
+    let mut bins: Vec<Slice> = (0..all.div_ceil(length)).map(bin).collect();
+    for (start, slices) in runs {
+        for slice in slices.iter().filter(|slice| slice.length_ns > 0) {
+            share_out(slice, start - origin, length, &mut bins);
+        }
+        let last = slices.last();
+        for bin in &mut bins {
+            let at = end(bin) - 1;
+            let covers = |slice: &&Slice| (start - origin + slice.start_ns..start - origin + end(slice)).contains(&at);
+            // After its end a run has nothing open, but in the slice it ends in it had.
+            let ended =
+                last.filter(|last| (bin.start_ns..=at).contains(&(start - origin + end(last)).saturating_sub(1)));
+            bin.open += slices.iter().find(covers).or(ended).map_or(0, |slice| slice.open);
+        }
+    }
+    (origin, bins)
+}
+
+fn end(slice: &Slice) -> u64 {
+    slice.start_ns + slice.length_ns
+}
+
+/// Adds to each bin the share of a slice that it covers.
+fn share_out(slice: &Slice, offset: u64, length: u64, bins: &mut [Slice]) {
+    let (from, all) = (offset + slice.start_ns, slice.length_ns.max(1));
+    let mut before = 0;
+    for bin in bins.iter_mut().skip((from / length) as usize) {
+        let upto = (bin.start_ns + length).min(from + all) - from;
+        // Rounded as a sum, so that the shares come to the whole.
+        let share = |count: u64| part(count, upto, all) - part(count, before, all);
+        let heat = slice.heat.iter().map(|(k, count)| (*k, share(*count))).filter(|(_, count)| *count > 0);
+        let shared = Slice {
+            offered: share(slice.offered),
+            sent: share(slice.sent),
+            done: share(slice.done),
+            failed: share(slice.failed),
+            connected: share(slice.connected),
+            bytes: share(slice.bytes),
+            heat: heat.collect(),
+            max_ns: slice.max_ns,
+            ..Slice::default()
+        };
+        add(bin, &shared);
+        before = upto;
+        if upto == all {
+            return;
+        }
+    }
+}
+
+fn part(count: u64, of: u64, all: u64) -> u64 {
+    u64::try_from(u128::from(count) * u128::from(of) / u128::from(all)).unwrap_or(u64::MAX)
+}
+
 /// Adds the counts of another slice; where and how long `sum` is remains.
 pub(crate) fn add(sum: &mut Slice, other: &Slice) {
     sum.offered += other.offered;
@@ -297,7 +364,57 @@ mod tests {
         series
     }
 
+    #[test]
+    fn runs_are_put_together_by_absolute_time() {
+        let slice = |n: u64, done| Slice {
+            start_ns: n * 1000,
+            length_ns: 1000,
+            done,
+            open: 5,
+            heat: vec![(4, done)],
+            max_ns: n + 1,
+            ..Slice::default()
+        };
+        let (a, b) = (vec![slice(0, 10), slice(1, 20)], vec![slice(0, 4), slice(1, 8), slice(2, 100)]);
+        // The second begins one and a half slices later.
+        let (origin, both) = merge(&[(7000, &a), (8500, &b)]);
+        assert_eq!(origin, 7000);
+        let rows: Vec<_> = both.iter().map(|bin| (bin.start_ns, bin.length_ns, bin.done, bin.open)).collect();
+        assert_eq!(
+            rows,
+            [(0, 1000, 10, 5), (1000, 1000, 22, 10), (2000, 1000, 6, 5), (3000, 1000, 54, 5), (4000, 500, 50, 5)]
+        );
+        assert!(both.iter().all(|bin| bin.heat.iter().map(|(_, count)| count).sum::<u64>() == bin.done));
+        assert_eq!(both.iter().map(|bin| bin.max_ns).collect::<Vec<_>>(), [1, 2, 2, 3, 3]);
+    }
+
     proptest! {
+        #[test]
+        fn merged_slices_lose_nothing(runs in prop::collection::vec(
+            (0u64..10_000_000_000, prop::collection::vec(0u64..1000, 1..40), 1u64..30_000_000), 1..4)
+        ) {
+            let slices = |(_, counts, length): &(u64, Vec<u64>, u64)| -> Vec<Slice> {
+                let slice = |(n, done): (usize, &u64)| Slice {
+                    start_ns: n as u64 * length,
+                    length_ns: if n + 1 == counts.len() { length / 3 } else { *length },
+                    done: *done,
+                    bytes: 1000 * done,
+                    heat: vec![(7, *done)],
+                    ..Slice::default()
+                };
+                counts.iter().enumerate().map(slice).collect()
+            };
+            let all: Vec<(u64, Vec<Slice>)> = runs.iter().map(|run| (run.0, slices(run))).collect();
+            let parts: Vec<(u64, &[Slice])> = all.iter().map(|(start, slices)| (*start, slices.as_slice())).collect();
+            let (_, bins) = merge(&parts);
+            let sum = |slices: &[Slice], pick: fn(&Slice) -> u64| slices.iter().map(pick).sum::<u64>();
+            let whole: Vec<Slice> = all.into_iter().flat_map(|(_, slices)| slices).filter(|slice| slice.length_ns > 0).collect();
+            prop_assert!(bins.len() <= MOST);
+            prop_assert_eq!(sum(&bins, |s| s.done), sum(&whole, |s| s.done));
+            prop_assert_eq!(sum(&bins, |s| s.bytes), sum(&whole, |s| s.bytes));
+            prop_assert_eq!(sum(&bins, |s| s.heat.iter().map(|(_, n)| n).sum()), sum(&whole, |s| s.done));
+        }
+
         #[test]
         fn slices_lie_end_to_end_and_lose_nothing(mut a in prop::collection::vec(0u64..900_000, 0..200),
                                                   mut b in prop::collection::vec(0u64..50_000, 0..200)) {

@@ -61,8 +61,9 @@ fn rates(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let (bytes, unit) = scale(report.bytes_per_second());
     writeln!(out, ", {bytes:.1} {unit}B/s")?;
     if let Some(each) = report.cpu_us_per_request().filter(|_| report.cpu.total() >= CPU_LEAST) {
-        let share = |ns: u64| ns as f64 / 1e3 / report.requests.sent as f64;
-        let (user, system) = (share(report.cpu.user_ns), share(report.cpu.system_ns));
+        let (cpu, sent) = report.measured_cpu();
+        let share = |ns: u64| ns as f64 / 1e3 / sent.max(1) as f64;
+        let (user, system) = (share(cpu.user_ns), share(cpu.system_ns));
         let busy = 100.0 * report.cpu.total().as_secs_f64() / report.elapsed.as_secs_f64().max(1e-9);
         write!(out, "this client  {each:.1} us CPU per request (user {user:.1}, system {system:.1}), ")?;
         writeln!(out, "{busy:.0} % of one core")?;
@@ -71,8 +72,9 @@ fn rates(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn server(used: &ServerUse, report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let share = |ns: u64| ns as f64 / 1e3 / report.requests.done.max(1) as f64;
-    let (user, system) = (share(used.cpu.user_ns), share(used.cpu.system_ns));
+    let (cpu, done) = report.measured_server_cpu().unwrap_or_default();
+    let share = |ns: u64| ns as f64 / 1e3 / done.max(1) as f64;
+    let (user, system) = (share(cpu.user_ns), share(cpu.system_ns));
     let each = user + system;
     writeln!(out, "server       {each:.1} us CPU per request (user {user:.1}, system {system:.1}), pid {}", used.pid)?;
     let (waited, taken) = (used.voluntary_switches, used.involuntary_switches);

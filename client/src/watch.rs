@@ -13,9 +13,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use client::Report;
 use client::limits::Cpu;
 use client::report::ServerUse;
+use client::{Observer, Progress, Report};
 use nix::sys::resource::{UsageWho, getrusage};
 
 pub use server::Server;
@@ -24,11 +24,27 @@ use tree::{Tree, Usage};
 /// Between two looks at the processes.
 const EVERY: Duration = Duration::from_millis(50);
 
+/// What the watching thread is told.
+enum Tell {
+    /// The warm-up is over.
+    Warm,
+    /// So is the run.
+    Over,
+}
+
+/// What it has seen, and the CPU time that it used for that itself.
+struct Seen {
+    tree: Tree,
+    own: Cpu,
+    /// Both at the end of the warm-up.
+    warm: Option<(Usage, Cpu)>,
+}
+
 /// Looks at a tree of processes in a thread of its own.
 pub struct Watch {
     pid: i32,
-    done: Sender<()>,
-    thread: JoinHandle<(Tree, Cpu)>,
+    tell: Sender<Tell>,
+    thread: JoinHandle<Seen>,
     start: Usage,
     switches: (u64, u64),
 }
@@ -42,28 +58,45 @@ impl Watch {
         if start.processes == 0 {
             bail!("server process {pid}: no such process");
         }
-        let (done, told) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
         let look = move || {
-            while told.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+            let mut warm = None;
+            loop {
+                let news = told.recv_timeout(EVERY);
                 tree.look();
+                match news {
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Ok(Tell::Warm) => warm = Some((tree.usage(), Cpu::of_thread())),
+                    Ok(Tell::Over) | Err(RecvTimeoutError::Disconnected) => break,
+                }
             }
-            tree.look();
-            (tree, Cpu::of_thread())
+            Seen { tree, own: Cpu::of_thread(), warm }
         };
         let thread = thread::Builder::new().name("watch".into()).spawn(look).context("start a thread")?;
-        Ok(Watch { pid, done, thread, start, switches: child_switches() })
+        Ok(Watch { pid, tell, thread, start, switches: child_switches() })
+    }
+
+    /// An observer that notices the end of the warm-up for this watch, and is otherwise `inner`.
+    pub fn beside<'a>(&self, inner: &'a mut dyn Observer) -> Beside<'a> {
+        Beside { inner, tell: Some(self.tell.clone()) }
     }
 
     /// Ends it and puts what was used into the report, without what the watching itself has cost this process.
     pub fn finish(self, report: &mut Report) -> Watched {
-        _ = self.done.send(());
-        let Ok((tree, own)) = self.thread.join() else { return Watched { start: self.start, switches: self.switches } };
-        let (start, end) = (self.start, tree.usage());
-        report.cpu.user_ns = report.cpu.user_ns.saturating_sub(own.user_ns);
-        report.cpu.system_ns = report.cpu.system_ns.saturating_sub(own.system_ns);
+        _ = self.tell.send(Tell::Over);
+        let start = self.start;
+        let Ok(Seen { tree, own, warm }) = self.thread.join() else {
+            return Watched { start, switches: self.switches };
+        };
+        let end = tree.usage();
+        report.cpu = report.cpu.less(own);
+        if let Some((steady, (_, before))) = report.steady.as_mut().zip(warm) {
+            steady.cpu = steady.cpu.less(own.less(before));
+        }
         report.server = Some(ServerUse {
             pid: self.pid,
             cpu: end.cpu_since(&start),
+            steady_cpu: warm.filter(|_| report.steady.is_some()).map(|(usage, _)| end.cpu_since(&usage)),
             voluntary_switches: end.voluntary.saturating_sub(start.voluntary),
             involuntary_switches: end.involuntary.saturating_sub(start.involuntary),
             peak_rss_bytes: tree.peak_rss,
@@ -72,6 +105,32 @@ impl Watch {
         });
         report.judge();
         Watched { start, switches: self.switches }
+    }
+}
+
+/// See [`Watch::beside`].
+pub struct Beside<'a> {
+    inner: &'a mut dyn Observer,
+    /// `None` once told.
+    tell: Option<Sender<Tell>>,
+}
+
+impl Observer for Beside<'_> {
+    fn progress(&mut self, now: &Progress) {
+        if now.is_warm
+            && let Some(tell) = self.tell.take()
+        {
+            _ = tell.send(Tell::Warm);
+        }
+        self.inner.progress(now);
+    }
+
+    fn rate(&self) -> Option<f64> {
+        self.inner.rate()
+    }
+
+    fn stop(&self) -> bool {
+        self.inner.stop()
     }
 }
 

@@ -4,8 +4,9 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use roxmltree::{Document, ParsingOptions};
 use serde_json::Value;
@@ -257,6 +258,68 @@ fn the_live_view_gives_the_terminal_back_at_every_end() {
         let text = format!("timeout --foreground -s {signal} 1 {client} -d 30s");
         let ran = on_a_terminal(dir.path(), &text).expect(0, &["INTERRUPTED"]);
         restored(&dir, &ran.out);
+    }
+}
+
+/// Keys reach the run through a terminal, the schedule follows them, and the report says what was done when.
+#[test]
+fn keys_change_the_rate_and_the_report_says_so() {
+    if !have("script", "keys_change_the_rate_and_the_report_says_so") {
+        return;
+    }
+    for threads in ["1", "2"] {
+        let (server, dir) = (Server::with(serve_well), TempDir::new().unwrap());
+        let load = format!("-R 200 -k 0 -c 4 -d 4s -T {threads} -b 10 -j x.json -p {}", server.port());
+        let client = format!("stty rows 30 cols 100; {} --tui {load}", env!("CARGO_BIN_EXE_client"));
+        let mut script = Command::new("script");
+        script.args(["-qefc", &client, "/dev/null"]).current_dir(dir.path()).env("TERM", "xterm-256color");
+        let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut keys, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut seen = until_shown(&mut screen, "PgUp");
+        // PgUp twice, then Down and Left.
+        for (key, shown) in [("\u{1b}[5~\u{1b}[5~", "hand"), ("\u{1b}[B", "727")] {
+            keys.write_all(key.as_bytes()).unwrap();
+            seen += &until_shown(&mut screen, shown);
+        }
+        keys.write_all(b"\x1b[D").unwrap();
+        screen.read_to_string(&mut seen).unwrap();
+        drop(keys);
+        assert!(child.wait().unwrap().success(), "{seen}");
+        assert!(seen.contains("by hand ") && seen.contains(" requests/s from "), "{seen}");
+
+        let report = client::json::read(&mut fs::File::open(dir.path().join("x.json")).unwrap()).unwrap();
+        let last = report.steered.last().unwrap();
+        assert!((last.rate - 800.0 / 1.1 / 1.01).abs() < 1e-6, "{:?}", report.steered);
+        assert!(report.steered.is_sorted_by_key(|steer| steer.at_ns));
+        // What was due is what the rates come to, each from its moment on.
+        let (mut rate, mut at, mut due) = (200.0, 0.0, 0.0);
+        let end = report.steered.iter().map(|steer| (steer.rate, steer.at_ns as f64 / 1e9)).chain([(0.0, 4.0)]);
+        for (next, from) in end {
+            due += rate * (from - at);
+            (rate, at) = (next, from);
+        }
+        assert!((report.honesty.offered as f64 - due).abs() <= 3.0, "{} of {due}", report.honesty.offered);
+        assert!(due > 900.0 && report.honesty.rate.is_none() && report.honesty.steady.is_none(), "{due}");
+        assert_eq!(report.requests.done + report.requests.censored, report.requests.sent);
+        // And it was done so: in the last second about 720.
+        let late = report.series.iter().filter(|slice| slice.start_ns >= 3_000_000_000);
+        let (done, length) = late.fold((0, 0), |(n, t), slice| (n + slice.offered, t + slice.length_ns));
+        let rate = done as f64 * 1e9 / length as f64;
+        assert!((rate / 720.0 - 1.0).abs() < 0.2, "{rate}");
+    }
+}
+
+/// Reads what is drawn until this is.
+fn until_shown(screen: &mut impl Read, text: &str) -> String {
+    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let n = screen.read(&mut buffer).unwrap();
+        assert!(n > 0, "{text} was never shown: {}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&buffer[..n]);
+        let shown = String::from_utf8_lossy(&seen);
+        if shown.contains(text) {
+            return shown.into_owned();
+        }
     }
 }
 

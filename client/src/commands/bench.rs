@@ -7,14 +7,16 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use client::compare::shuffle;
+use client::output::args::Files;
+use client::output::{Run, html};
 use client::random::Random;
 use client::{Plan, Report};
 use serde::Serialize;
 
 use super::once::{Quiet, Watched, interruption};
-use super::{FAILED, INCONCLUSIVE, INTERRUPTED, micros, server_us};
+use super::{FAILED, INCONCLUSIVE, INTERRUPTED, merge, micros};
 use crate::options::Cli;
 
 pub use report::Outcome;
@@ -70,7 +72,7 @@ impl Sample {
             p50_us: micros(report, 500),
             p90_us: micros(report, 900),
             p99_us: micros(report, 990),
-            server_us: server_us(report),
+            server_us: report.server_us_per_request(),
             client_us: report.cpu_us_per_request(),
             failed: report.failures() + u64::from(report.requests.done == 0),
             server_busy: report.honesty.limited_by == client::report::Limit::Server,
@@ -84,12 +86,24 @@ pub struct Arm {
     name: String,
     command: String,
     samples: Vec<Sample>,
+    /// All its rounds as one report.
+    #[serde(skip)]
+    all: Option<Report>,
+}
+
+impl Arm {
+    fn take_run(&mut self) -> Option<Run> {
+        Some(Run { name: self.name.clone(), report: self.all.take()? })
+    }
 }
 
 /// Runs all rounds and prints what they say.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
     let plan = args.load.plan().unwrap_or_else(|error| error.exit());
     check(args)?;
+    args.load.refuse(&["series"], "bench").unwrap_or_else(|error| error.exit());
+    let names: Vec<String> = args.servers.iter().map(|(name, _)| name.clone()).collect();
+    let mut files = args.load.output.open(args.load.json.as_deref(), &names)?;
     let stop = interruption()?;
     let mut random = Random::new(plan.seed);
     let mut arms: Vec<Arm> = args.servers.iter().map(arm).collect();
@@ -107,21 +121,33 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
             _ = writeln!(io::stderr(), "round {} of {}", round + 1, args.rounds);
         }
     }
+    let runs: Vec<Run> = arms.iter_mut().take(names.len()).filter_map(Arm::take_run).collect();
     let outcome = Outcome::of(&plan, arms, peers, args.baseline.clone(), &mut random);
-    let mut out = super::bench::sink(args.load.json.as_deref())?;
-    if let Some(json) = &mut out {
-        serde_json::to_writer_pretty(&mut *json, &outcome)?;
-        writeln!(json)?;
-        json.flush()?;
+    if !files.use_stdout() {
+        outcome.print(&mut io::stdout().lock()).context("write the table")?;
     }
-    if args.load.json.as_deref().is_none_or(|path| path.as_os_str() != "-") {
-        outcome.print(&mut io::stdout().lock())?;
-    }
+    write(&outcome, &mut files, &runs)?;
+    files.write(&runs)?;
     Ok(match (outcome.failed(), outcome.is_decided()) {
         (true, _) => FAILED,
         (_, false) if args.load.strict => INCONCLUSIVE,
         _ => 0,
     })
+}
+
+/// Writes the files that say more than the runs themselves.
+fn write(outcome: &Outcome, files: &mut Files, runs: &[Run]) -> anyhow::Result<()> {
+    if let Some(mut out) = files.take_json()? {
+        serde_json::to_writer_pretty(&mut out, outcome)?;
+        writeln!(out).and_then(|()| out.flush()).context("write JSON")?;
+    }
+    if let Some(mut out) = files.take_csv()? {
+        outcome.csv(&mut out).and_then(|()| out.flush()).context("write CSV")?;
+    }
+    if let Some(mut out) = files.take_html()? {
+        html::write_with(runs, &outcome.tables(), &mut out).and_then(|()| out.flush()).context("write HTML")?;
+    }
+    Ok(())
 }
 
 /// Where JSON goes.
@@ -151,7 +177,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
 }
 
 fn arm((name, command): &(String, String)) -> Arm {
-    Arm { name: name.clone(), command: command.clone(), samples: Vec::new() }
+    Arm { name: name.clone(), command: command.clone(), samples: Vec::new(), all: None }
 }
 
 fn play(
@@ -172,6 +198,10 @@ fn play(
         let server = Watched { server_cmd: Some(arm.command.clone()), server_pid: None };
         let report = server.run(plan, &mut Quiet(Arc::clone(stop)), stop)?;
         arm.samples.push(Sample::of(round, &report));
+        match &mut arm.all {
+            Some(all) => merge::round(all, report)?,
+            None => arm.all = Some(report),
+        }
     }
     let Some(first) = arms.first() else { return Ok(()) };
     peers.iter_mut().try_for_each(|peer| peer.play(&first.command, plan, stop))

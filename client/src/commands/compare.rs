@@ -10,7 +10,7 @@ use client::random::Random;
 use client::report::Interval;
 use serde::Serialize;
 
-use super::{INCONCLUSIVE, micros, read, server_us};
+use super::{INCONCLUSIVE, micros, read};
 
 /// Resamples of a ratio of medians.
 const RESAMPLES: usize = 2000;
@@ -45,7 +45,7 @@ const METRICS: [(&str, Pick); 5] = [
     ("rate/s", |r| Some(r.honesty.rate.map_or_else(|| r.requests_per_second(), |rate| rate.value))),
     ("p50 us", |r| micros(r, 500)),
     ("p99 us", |r| micros(r, 990)),
-    ("server us", server_us),
+    ("server us", Report::server_us_per_request),
     ("client us", Report::cpu_us_per_request),
 ];
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use client::compare::Gate;
+use client::output::Run;
 use client::{Plan, Rate, Report, Until};
 use serde::Serialize;
 
 use super::once::{Quiet, Watched, interruption};
-use super::{BREACHED, INTERRUPTED, bench, cell, micros};
+use super::{BREACHED, INTERRUPTED, cell, micros};
 use crate::options::Cli;
 
 /// Without -d each probe takes so long.
@@ -51,11 +52,17 @@ struct Search<'a> {
     plan: Plan,
     stop: Arc<AtomicBool>,
     probes: Vec<Probe>,
+    /// The reports of the probes, where a file needs them.
+    runs: Option<Vec<Run>>,
 }
 
 /// Searches and prints; 3 if even the lowest rate does not keep them.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
     let mut plan = args.load.plan().unwrap_or_else(|error| error.exit());
+    // How many runs the search takes is not known before it, so no file can be made ready for each.
+    args.load.refuse(&["hgrm", "series"], "find").unwrap_or_else(|error| error.exit());
+    let mut files = args.load.output.open(args.load.json.as_deref(), &[])?;
+    let (to_stdout, json) = (files.use_stdout(), files.take_json()?);
     if !matches!(plan.until, Until::Elapsed(_)) {
         plan.until = Until::Elapsed(PROBE);
     }
@@ -68,12 +75,19 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     }
     plan.warmup = client::Warmup::None;
     let stop = interruption()?;
-    let mut search = Search { args, plan, stop, probes: Vec::new() };
+    let runs = files.is_any().then(Vec::new);
+    let mut search = Search { args, plan, stop, probes: Vec::new(), runs };
     let found = search.search(bounds)?;
     if search.stop.load(Ordering::Relaxed) {
         return Ok(INTERRUPTED);
     }
-    search.print(found)?;
+    if let Some(out) = json {
+        search.write(found, out).context("write JSON")?;
+    }
+    if !to_stdout {
+        search.print(found).context("write the table")?;
+    }
+    files.write(&search.runs.unwrap_or_default())?;
     Ok(if found.is_some() { 0 } else { BREACHED })
 }
 
@@ -123,6 +137,9 @@ impl Search<'_> {
             _ = writeln!(io::stderr(), "{rate:>9.0}/s  p99 {:>10} us  {words}", cell(p99_us));
         }
         self.probes.push(Probe { rate, achieved, p50_us, p99_us, kept });
+        if let Some(runs) = &mut self.runs {
+            runs.push(Run { name: format!("{rate:.0}/s, probe {}", self.probes.len()), report });
+        }
         Ok(kept)
     }
 
@@ -140,20 +157,17 @@ impl Search<'_> {
         sent && self.args.slo.iter().all(|gate| gate.check(report).is_none())
     }
 
-    fn print(&self, found: Option<f64>) -> anyhow::Result<()> {
-        let json = self.args.load.json.as_deref();
-        if let Some(mut out) = bench::sink(json)? {
-            let slo: Vec<String> = self.args.slo.iter().map(ToString::to_string).collect();
-            let document = serde_json::json!({
-                "schema": 1, "kind": "find", "slo": slo, "rate": found, "plan": self.plan, "probes": self.probes,
-            });
-            serde_json::to_writer_pretty(&mut out, &document)?;
-            writeln!(out)?;
-            out.flush()?;
-        }
-        if json.is_some_and(|path| path.as_os_str() == "-") {
-            return Ok(());
-        }
+    fn write(&self, found: Option<f64>, mut out: impl Write) -> io::Result<()> {
+        let slo: Vec<String> = self.args.slo.iter().map(ToString::to_string).collect();
+        let document = serde_json::json!({
+            "schema": 1, "kind": "find", "slo": slo, "rate": found, "plan": self.plan, "probes": self.probes,
+        });
+        serde_json::to_writer_pretty(&mut out, &document)?;
+        writeln!(out)?;
+        out.flush()
+    }
+
+    fn print(&self, found: Option<f64>) -> io::Result<()> {
         let mut out = io::stdout().lock();
         writeln!(out, "{:>10}{:>12}{:>12}{:>12}", "rate/s", "done/s", "p50 us", "p99 us")?;
         let mut probes = self.probes.clone();

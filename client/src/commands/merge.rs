@@ -2,8 +2,13 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use client::limits::Cpu;
+use client::report::{Honesty, Slice, Steady};
+use client::series;
+use client::stats::Row;
 use client::{Ended, Plan, Report};
 use hdrhistogram::Histogram;
 
@@ -28,10 +33,15 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     for file in &args.files {
         reports.extend(read(file)?);
     }
+    let course = course(&reports);
     let mut reports = reports.into_iter();
     let mut sum = reports.next().context("no report")?;
     for report in reports {
         add(&mut sum, report)?;
+    }
+    match course {
+        Some(course) => course.put_into(&mut sum),
+        None => _ = writeln!(std::io::stderr(), "client: not every report says when it began: no time series"),
     }
     if let Some(mut out) = bench::sink(args.json.as_deref())? {
         client::json::write(&sum, &mut out).and_then(|()| out.flush()).context("write JSON")?;
@@ -40,6 +50,55 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         client::text::write(&sum, &mut std::io::stdout().lock()).context("write the report")?;
     }
     Ok(if sum.is_good() { 0 } else { FAILED })
+}
+
+/// The runs in the course of absolute time.
+struct Course {
+    origin_ns: u64,
+    elapsed: Duration,
+    /// From the origin to the end of the last warm-up.
+    warmup_ns: u64,
+    series: Vec<Slice>,
+    overlap: bool,
+}
+
+/// `None` if one of the runs does not say when it began.
+fn course(reports: &[Report]) -> Option<Course> {
+    let times: Option<Vec<(u64, &Report)>> =
+        reports.iter().map(|report| Some((report.machine.as_ref()?.started_ns, report))).collect();
+    let times = times?;
+    let slices: Vec<(u64, &[Slice])> = times.iter().map(|(start, report)| (*start, report.series.as_slice())).collect();
+    let (origin_ns, series) = series::merge(&slices);
+    let ends = times.iter().map(|(start, report)| start + report.elapsed.as_nanos() as u64);
+    let (first_end, last_end) = (ends.clone().min()?, ends.max()?);
+    let warmup_ns = times.iter().map(|(start, report)| match report.honesty.warmup_ns {
+        0 => 0,
+        warmup => start - origin_ns + warmup,
+    });
+    Some(Course {
+        origin_ns,
+        elapsed: Duration::from_nanos(last_end - origin_ns),
+        warmup_ns: warmup_ns.max()?,
+        overlap: times.iter().all(|(start, _)| *start < first_end),
+        series,
+    })
+}
+
+impl Course {
+    fn put_into(self, sum: &mut Report) {
+        if !self.overlap {
+            let words =
+                "the runs were not at the same time; rate and course are of the whole time from the first to the last";
+            _ = writeln!(std::io::stderr(), "client: {words}");
+        }
+        if let Some(machine) = &mut sum.machine {
+            machine.started_ns = self.origin_ns;
+        }
+        sum.elapsed = self.elapsed;
+        sum.honesty.warmup_ns = self.warmup_ns;
+        sum.series = self.series;
+        sum.judge_rate();
+    }
 }
 
 /// What may differ between machines that make the same load.
@@ -62,6 +121,59 @@ fn add(sum: &mut Report, other: Report) -> anyhow::Result<()> {
     }
     sum.elapsed = sum.elapsed.max(other.elapsed);
     counts(sum, &other);
+    latencies(sum, &other)?;
+    failures(sum, other.failures);
+    honesty(sum, &other.honesty);
+    // The course is put together from all of them at once; the server was perhaps watched by one machine only.
+    sum.series.clear();
+    sum.server = None;
+    sum.steady = None;
+    Ok(())
+}
+
+/// Adds another round of the same run to what is known of the rounds so far.
+pub fn round(sum: &mut Report, other: Report) -> anyhow::Result<()> {
+    let peak_open = sum.connections.peak_open.max(other.connections.peak_open);
+    counts(sum, &other);
+    sum.connections.peak_open = peak_open;
+    latencies(sum, &other)?;
+    failures(sum, other.failures);
+    sum.elapsed += other.elapsed;
+    sum.steady = sum.steady.zip(other.steady).map(|(a, b)| Steady {
+        from_ns: a.from_ns,
+        sent: a.sent + b.sent,
+        done: a.done + b.done,
+        cpu: plus(a.cpu, b.cpu),
+    });
+    if let Some((used, more)) = sum.server.as_mut().zip(other.server) {
+        used.cpu = plus(used.cpu, more.cpu);
+        used.steady_cpu = used.steady_cpu.zip(more.steady_cpu).map(|(a, b)| plus(a, b));
+        used.voluntary_switches += more.voluntary_switches;
+        used.involuntary_switches += more.involuntary_switches;
+        used.peak_rss_bytes = used.peak_rss_bytes.max(more.peak_rss_bytes);
+        used.peak_processes = used.peak_processes.max(more.peak_processes);
+        used.peak_threads = used.peak_threads.max(more.peak_threads);
+    }
+    // One round after the other: what is known of the course of one says nothing of all.
+    sum.series.clear();
+    sum.honesty = Honesty {
+        offered: sum.honesty.offered + other.honesty.offered,
+        missed: sum.honesty.missed + other.honesty.missed,
+        warmup_ns: sum.honesty.warmup_ns.max(other.honesty.warmup_ns),
+        warmup_done: sum.honesty.warmup_done + other.honesty.warmup_done,
+        threads: sum.honesty.threads,
+        client_cpu_percent: sum.honesty.client_cpu_percent.max(other.honesty.client_cpu_percent),
+        loop_p99_ns: sum.honesty.loop_p99_ns.max(other.honesty.loop_p99_ns),
+        ..Honesty::default()
+    };
+    Ok(())
+}
+
+fn plus(a: Cpu, b: Cpu) -> Cpu {
+    Cpu { user_ns: a.user_ns + b.user_ns, system_ns: a.system_ns + b.system_ns }
+}
+
+fn latencies(sum: &mut Report, other: &Report) -> anyhow::Result<()> {
     let (into, from) = (&mut sum.latency, &other.latency);
     for (into, from) in [
         (&mut into.connect, &from.connect),
@@ -73,7 +185,11 @@ fn add(sum: &mut Report, other: Report) -> anyhow::Result<()> {
     ] {
         histogram(into, from)?;
     }
-    for row in other.failures {
+    Ok(())
+}
+
+fn failures(sum: &mut Report, more: Vec<Row>) {
+    for row in more {
         match sum.failures.iter_mut().find(|mine| mine.kind == row.kind && mine.example == row.example) {
             Some(mine) => {
                 mine.count += row.count;
@@ -84,11 +200,6 @@ fn add(sum: &mut Report, other: Report) -> anyhow::Result<()> {
             None => sum.failures.push(row),
         }
     }
-    honesty(sum, &other.honesty);
-    // Slices and the server belong to one machine's clock and to one look: they are not merged but left out.
-    sum.series.clear();
-    sum.server = None;
-    Ok(())
 }
 
 fn histogram(into: &mut Histogram<u64>, from: &Histogram<u64>) -> anyhow::Result<()> {
@@ -121,7 +232,7 @@ fn counts(sum: &mut Report, other: &Report) {
     }
 }
 
-fn honesty(sum: &mut Report, from: &client::report::Honesty) {
+fn honesty(sum: &mut Report, from: &Honesty) {
     let sent = sum.requests.sent;
     let into = &mut sum.honesty;
     into.offered += from.offered;
@@ -136,10 +247,10 @@ fn honesty(sum: &mut Report, from: &client::report::Honesty) {
     into.loop_p99_ns = into.loop_p99_ns.max(from.loop_p99_ns);
     into.warmup_ns = into.warmup_ns.max(from.warmup_ns);
     into.client_cpu_percent = into.client_cpu_percent.max(from.client_cpu_percent);
-    // These come from slices, which are not merged.
+    // These come from the course.
     into.linearity = None;
     into.rate = None;
-    into.steady = into.steady.zip(from.steady).map(|(a, b)| a && b);
+    into.steady = None;
     into.propose_warmup_ns = None;
     into.drift_percent = None;
     into.limited_by = client::report::Limit::Unknown;

@@ -60,7 +60,7 @@ impl Watched {
         let server = Server::start(command, &plan.host, plan.port, stop)?;
         let plan = Plan { port: server.port, ..plan.clone() };
         let watch = Watch::start(server.pid())?;
-        let result = client::run(&plan, observer);
+        let result = client::run(&plan, &mut watch.beside(observer));
         let mut report = match result {
             Ok(report) => report,
             Err(error) => {
@@ -79,10 +79,9 @@ impl Watched {
 
 fn watched(plan: &Plan, pid: Option<i32>, observer: &mut dyn Observer) -> anyhow::Result<Report> {
     let watch = pid.map(Watch::start).transpose()?;
-    let mut report = client::run(plan, observer)?;
-    if let Some(watch) = watch {
-        watch.finish(&mut report);
-    }
+    let Some(watch) = watch else { return Ok(client::run(plan, observer)?) };
+    let mut report = client::run(plan, &mut watch.beside(observer))?;
+    watch.finish(&mut report);
     Ok(report)
 }
 

@@ -5,11 +5,13 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use anyhow::Context;
 use client::Report;
+use client::output::Run;
 use serde::Serialize;
 
 use super::once::{Quiet, Watched, interruption};
-use super::{FAILED, INTERRUPTED, bench, cell, micros, server_us};
+use super::{FAILED, INTERRUPTED, cell, micros};
 use crate::options::Cli;
 
 /// More points than this are a mistake.
@@ -100,7 +102,7 @@ impl Point {
             p99_us: micros(report, 990),
             max_us: report.latency.response.max() as f64 / 1e3,
             failed: report.failures(),
-            server_us: server_us(report),
+            server_us: report.server_us_per_request(),
             client_us: report.cpu_us_per_request(),
         }
     }
@@ -113,12 +115,16 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         let text = "scan needs --rate FROM:TO:STEP, such as 1k:50k:5k, or --children LIST, such as 1,2,4";
         Cli::command().error(ErrorKind::MissingRequiredArgument, text).exit()
     };
+    args.load.refuse(&["series"], "scan").unwrap_or_else(|error| error.exit());
     let stop = interruption()?;
     let mut plans = Vec::new();
     for value in points(values).unwrap_or_default() {
         plans.push((args.load.with(name, &value).unwrap_or_else(|error| error.exit()), value));
     }
-    let mut points = Vec::new();
+    let names: Vec<String> = plans.iter().map(|(_, value)| format!("{name} {value}")).collect();
+    let mut files = args.load.output.open(args.load.json.as_deref(), &names)?;
+    let (to_stdout, json) = (files.use_stdout(), files.take_json()?);
+    let (mut points, mut runs) = (Vec::new(), Vec::new());
     for (plan, value) in plans {
         let report = args.server.run(&plan, &mut Quiet(Arc::clone(&stop)), &stop)?;
         if stop.load(Ordering::Relaxed) {
@@ -128,22 +134,23 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         if !args.load.quiet {
             _ = writeln!(io::stderr(), "{name} {value}: {:.0} requests/s", report.requests_per_second());
         }
+        if files.is_any() {
+            runs.push(Run { name: format!("{name} {value}"), report });
+        }
     }
-    print(args, name, &points)?;
+    if let Some(mut out) = json {
+        let document = serde_json::json!({ "schema": 1, "kind": "scan", "over": name, "points": points });
+        serde_json::to_writer_pretty(&mut out, &document)?;
+        writeln!(out).and_then(|()| out.flush()).context("write JSON")?;
+    }
+    if !to_stdout {
+        print(name, &points).context("write the table")?;
+    }
+    files.write(&runs)?;
     Ok(if points.iter().any(|point| point.failed > 0) { FAILED } else { 0 })
 }
 
-fn print(args: &Args, name: &str, points: &[Point]) -> anyhow::Result<()> {
-    let json = args.load.json.as_deref();
-    if let Some(mut out) = bench::sink(json)? {
-        let document = serde_json::json!({ "schema": 1, "kind": "scan", "over": name, "points": points });
-        serde_json::to_writer_pretty(&mut out, &document)?;
-        writeln!(out)?;
-        out.flush()?;
-    }
-    if json.is_some_and(|path| path.as_os_str() == "-") {
-        return Ok(());
-    }
+fn print(name: &str, points: &[Point]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     let heads = ["done/s", "p50 us", "p99 us", "max us", "failed", "server us", "client us"];
     write!(out, "{name:>10}")?;

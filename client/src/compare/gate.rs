@@ -173,7 +173,6 @@ impl Gate {
             samples if samples.is_empty() => Err("no samples".to_owned()),
             samples => Ok(samples),
         };
-        let per_request = |cpu: &crate::limits::Cpu| cpu.total().as_nanos() as f64 / report.requests.done.max(1) as f64;
         match self.what {
             What::Percentile(which, p) => {
                 let value = percentile(histogram(which), p);
@@ -188,10 +187,13 @@ impl Gate {
                 Ok(100.0 * report.failures() as f64 / tried.max(1) as f64)
             }
             What::Rate => Ok(report.requests_per_second()),
-            What::ClientCpu => Ok(per_request(&report.cpu)),
+            What::ClientCpu => Ok(report.cpu_us_per_request().unwrap_or_default() * 1e3),
             What::ServerCpu => {
-                let server = report.server.as_ref().ok_or("the server was not watched (--server-cmd, --server-pid)")?;
-                Ok(per_request(&server.cpu))
+                let unknown = match report.server {
+                    Some(_) => "nothing was done",
+                    None => "the server was not watched (--server-cmd, --server-pid)",
+                };
+                Ok(report.server_us_per_request().ok_or(unknown)? * 1e3)
             }
         }
     }

@@ -2,13 +2,14 @@
 //! done so far.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Observer, Progress, nanos};
+use crate::limits::Cpu;
 use crate::plan::{Plan, Until, Warmup};
-use crate::report::Slice;
+use crate::report::{Slice, Steer};
 use crate::series::{Counts, Heat};
 use crate::source::Route;
 use crate::stats::Tally;
@@ -16,7 +17,7 @@ use crate::stats::Tally;
 /// Not decided yet.
 const OPEN: u64 = u64::MAX;
 /// Between two looks at the run.
-const TICK: Duration = Duration::from_millis(100);
+pub const TICK: Duration = Duration::from_millis(100);
 /// With `--warmup auto` the rate of so many ticks in a row has to be the same, within this share of it or the luck of
 /// their counts.
 const LEVEL_TICKS: usize = 5;
@@ -38,6 +39,14 @@ struct Published {
     max_ns: u64,
 }
 
+/// The run as it was when its warm-up ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    pub at: u64,
+    pub counts: Counts,
+    pub cpu: Cpu,
+}
+
 /// Shared by the threads of a run.
 pub struct Crew {
     pub base: Instant,
@@ -57,6 +66,11 @@ pub struct Crew {
     /// Length of the warm-up, where that is known before.
     warm_up: Option<u64>,
     published: Vec<Mutex<Published>>,
+    /// The rates set by hand.
+    steered: Mutex<Vec<Steer>>,
+    steers: AtomicUsize,
+    /// Set by the first look at the run after the warm-up.
+    pub mark: OnceLock<Mark>,
 }
 
 impl Crew {
@@ -86,6 +100,9 @@ impl Crew {
                 _ => None,
             },
             published: (0..threads).map(|_| Mutex::default()).collect(),
+            steered: Mutex::default(),
+            steers: AtomicUsize::new(0),
+            mark: OnceLock::new(),
         }
     }
 
@@ -153,6 +170,23 @@ impl Crew {
         self.warm_until.store(at, Ordering::Relaxed);
     }
 
+    /// The rate is another one from `at_ns` after the start on; nothing if it is that already.
+    fn steer(&self, at_ns: u64, rate: f64) {
+        let mut steered = lock(&self.steered);
+        if steered.last().is_none_or(|last| last.rate != rate && last.at_ns < at_ns) {
+            steered.push(Steer { at_ns, rate });
+            self.steers.store(steered.len(), Ordering::Release);
+        }
+    }
+
+    /// The rates set by hand, without the first so many.
+    pub fn steered(&self, known: usize) -> Vec<Steer> {
+        match self.steers.load(Ordering::Acquire) {
+            all if all == known => Vec::new(),
+            _ => lock(&self.steered).iter().skip(known).copied().collect(),
+        }
+    }
+
     /// A thread tells what it has done so far.
     pub fn publish(&self, thread: usize, tally: &mut Tally) {
         let Some(published) = self.published.get(thread) else { return };
@@ -186,6 +220,8 @@ pub struct Lookout {
     latest: u64,
     last: Published,
     last_at: u64,
+    /// Another rate holds from so long after the look that finds it, so that every thread knows of it by then.
+    pub lead: u64,
     /// The end of the last ticks, and what was done by then.
     level: Vec<(u64, u64)>,
 }
@@ -198,7 +234,7 @@ impl Lookout {
         };
         let level = Vec::with_capacity(LEVEL_TICKS + 1);
         let (warmup, last) = (plan.warmup, Published::default());
-        Lookout { planned: plan.requests(), warmup, latest, last, last_at: 0, level }
+        Lookout { planned: plan.requests(), warmup, latest, last, last_at: 0, lead: 0, level }
     }
 
     /// Looks now.
@@ -211,6 +247,10 @@ impl Lookout {
         }
         let elapsed = now.saturating_sub(start.unwrap_or(now));
         let counts = sum.counts;
+        let is_warm = start.is_some() && crew.warm_until() <= now;
+        if is_warm && self.warmup != Warmup::None {
+            crew.mark.get_or_init(|| Mark { at: now, counts, cpu: Cpu::now() });
+        }
         let recent = self.recent(now, start.unwrap_or(now), &sum);
         observer.progress(&Progress {
             elapsed: Duration::from_nanos(elapsed),
@@ -224,10 +264,13 @@ impl Lookout {
             bytes: counts.bytes,
             percentiles: [0.5, 0.9, 0.99, 0.999].map(|share| sum.heat.percentile(share)),
             recent,
-            is_warm: crew.warm_until() != OPEN,
+            is_warm,
         });
         self.last = sum;
         self.last_at = now;
+        if let Some((start, rate)) = start.zip(observer.rate().filter(|rate| rate.is_finite() && *rate > 0.0)) {
+            crew.steer(now - start + self.lead, rate);
+        }
     }
 
     /// What has happened since the last look.

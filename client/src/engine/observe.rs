@@ -30,7 +30,7 @@ pub struct Progress {
     pub percentiles: [Option<u64>; 4],
     /// What has happened since the last call.
     pub recent: Slice,
-    /// The warm-up is over.
+    /// The warm-up is over, and with it began what the latencies are of.
     pub is_warm: bool,
 }
 
@@ -38,6 +38,12 @@ pub struct Progress {
 pub trait Observer {
     /// Called at least ten times a second, and at the end: every request done is in one `recent`.
     fn progress(&mut self, _progress: &Progress) {}
+
+    /// In an open loop: the rate that somebody has set instead of the plan's, in requests per second. Asked after each
+    /// call of `progress`; requests follow it from that moment on, and the report says so.
+    fn rate(&self) -> Option<f64> {
+        None
+    }
 
     /// Whether the run shall end now; asked whenever poll returns, also after a signal.
     fn stop(&self) -> bool {

@@ -31,6 +31,8 @@ pub struct Pace {
     /// The request of the first connection, if that has to be made at another address.
     pub retry: Option<u64>,
     taken: u64,
+    /// So many changes of the rate are in the schedules.
+    steers: usize,
     deadline: Option<u64>,
     /// From the start of the schedule to the end of the run; none where the tries end it.
     length: Option<u64>,
@@ -49,6 +51,7 @@ impl Pace {
             free: if keep { VecDeque::with_capacity(slots) } else { (0..slots).collect() },
             retry: None,
             taken: 0,
+            steers: 0,
             deadline: plan.deadline.map(nanos),
             length: match plan.until {
                 Until::Elapsed(time) => Some(nanos(time + GRACE.min(plan.timeout))),
@@ -163,6 +166,16 @@ impl Engine<'_> {
                 self.tally.lag.saturating_record(now - due.max(since));
             }
             if ready { self.start_next(i, due) } else { self.open(i, Some(due)) }
+        }
+    }
+
+    /// Takes over the rates that were set by hand since this was called last.
+    pub(super) fn follow_rate(&mut self) {
+        let Some(pace) = &mut self.pace else { return };
+        for steer in self.crew.steered(pace.steers) {
+            pace.schedule.steer(steer.at_ns, steer.rate);
+            pace.due.steer(steer.at_ns, steer.rate);
+            pace.steers += 1;
         }
     }
 

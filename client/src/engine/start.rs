@@ -9,7 +9,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl;
 use nix::unistd::Pid;
 
-use super::crew::{Crew, Lookout};
+use super::crew::{self, Crew, Lookout, Mark};
 use super::{Engine, Observer, mob, resolve};
 use crate::failure::CouldNotRun;
 use crate::limits::{self, Cpu};
@@ -17,7 +17,7 @@ use crate::machine::Machine;
 use crate::misbehave::Fates;
 use crate::plan::Plan;
 use crate::random::Random;
-use crate::report::{Ended, Report};
+use crate::report::{Ended, Report, Requests, Steady};
 use crate::source::Route;
 use crate::stats::Tally;
 
@@ -57,7 +57,14 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotR
     })?;
     let mut report = merge(plan, &crew, parts)?;
     report.abusers = fates;
-    report.cpu = Cpu::since(cpu);
+    report.steered = crew.steered(0);
+    report.steered.retain(|steer| u128::from(steer.at_ns) < report.elapsed.as_nanos());
+    if !report.steered.is_empty() {
+        report.judge_rate();
+    }
+    let end = Cpu::now();
+    report.cpu = end.less(cpu);
+    report.steady = crew.mark.get().and_then(|mark| steady(&report, mark, crew.start()?, end));
     let machine = limits::machine_cpu().zip(machine).filter(|_| here);
     report.honesty.others_cpu_percent = machine.map(|(now, before)| {
         let others = now.saturating_sub(before).saturating_sub(report.cpu.total());
@@ -175,6 +182,8 @@ fn together(
             }
         }
         let mut lookout = Lookout::new(plan);
+        // Each thread looks whether the rate is another one once in a tick.
+        lookout.lead = 2 * super::nanos(crew::TICK);
         let mut next = 0;
         while !running.iter().all(|thread| thread.is_finished()) {
             if observer.stop() {
@@ -251,6 +260,14 @@ fn merge(plan: &Plan, crew: &Crew, parts: Vec<Part>) -> Result<Report, CouldNotR
     report.honesty.client_cpu_percent = percent(busiest, elapsed);
     report.honesty.threads = crew.threads;
     Ok(report)
+}
+
+/// What belongs to the time behind the warm-up; `None` if nothing was done in it.
+fn steady(report: &Report, mark: &Mark, start: u64, end: Cpu) -> Option<Steady> {
+    let Requests { sent, done, .. } = report.requests;
+    let (sent, done) = (sent.saturating_sub(mark.counts.sent), done.saturating_sub(mark.counts.done));
+    let from_ns = mark.at.saturating_sub(start);
+    (sent > 0 && done > 0).then(|| Steady { from_ns, sent, done, cpu: end.less(mark.cpu) })
 }
 
 fn percent(part: Duration, of: Duration) -> f64 {

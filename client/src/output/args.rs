@@ -105,6 +105,27 @@ impl Outputs {
         Ok(())
     }
 
+    /// Refuses what a command of many runs has no use for.
+    ///
+    /// # Errors
+    /// A usage error that names the first such option, and the command.
+    pub fn refuse(&self, options: &[&str], command: &str) -> Result<(), clap::Error> {
+        let given = [
+            ("html", &self.html),
+            ("svg", &self.svg),
+            ("hgrm", &self.hgrm),
+            ("csv", &self.csv),
+            ("series", &self.series),
+        ];
+        match given.into_iter().find(|(name, path)| path.is_some() && options.contains(name)) {
+            Some((name, _)) => {
+                let text = format!("--{name} does not go with client {command}\n");
+                Err(clap::Error::raw(ErrorKind::ArgumentConflict, text))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Opens everything, for runs of these names.
     ///
     /// # Errors
@@ -184,6 +205,35 @@ impl Files {
     pub fn take_series(&mut self) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
         let taken = self.series.take().map(Target::writer).transpose()?;
         Ok(taken.map(|(_, out)| out))
+    }
+
+    /// The JSON, for a command that has a document of its own.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn take_json(&mut self) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
+        Ok(self.json.take().map(Target::writer).transpose()?.map(|(_, out)| out))
+    }
+
+    /// The CSV, for a command that has rows of its own.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn take_csv(&mut self) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
+        Ok(self.csv.take().map(Target::writer).transpose()?.map(|(_, out)| out))
+    }
+
+    /// The page, for a command that has something to say before the runs.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn take_html(&mut self) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
+        Ok(self.html.take().map(Target::writer).transpose()?.map(|(_, out)| out))
+    }
+
+    /// Whether any file is left that needs the runs.
+    pub fn is_any(&self) -> bool {
+        self.all().next().is_some()
     }
 
     /// Writes all that is left to write about these runs.

@@ -77,7 +77,7 @@ fn of_latency(histogram: &Histogram<u64>) -> String {
 }
 
 /// A cell of text: quoted as RFC 4180 has it where needed, and never what a spreadsheet would take for a formula.
-fn cell(text: &str) -> String {
+pub fn cell(text: &str) -> String {
     let text = super::form::plain(text);
     let text = if text.starts_with(['=', '+', '-', '@']) { format!("'{text}") } else { text };
     if text.contains(['"', ',']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }

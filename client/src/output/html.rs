@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use super::form::{self, escape};
 use super::{Run, svg};
-use table::Table;
+pub use table::Table;
 
 const STYLE: &str = include_str!("html/style.css");
 
@@ -16,6 +16,14 @@ const STYLE: &str = include_str!("html/style.css");
 /// # Errors
 /// Those of `out`.
 pub fn write(runs: &[Run], out: &mut dyn Write) -> io::Result<()> {
+    write_with(runs, &[], out)
+}
+
+/// The same with tables of the caller's in front.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_with(runs: &[Run], front: &[Table], out: &mut dyn Write) -> io::Result<()> {
     let names: Vec<String> = runs.iter().map(|run| escape(&run.name)).collect();
     let title = format!("Load test: {}", names.join(", "));
     write!(
@@ -26,6 +34,7 @@ pub fn write(runs: &[Run], out: &mut dyn Write) -> io::Result<()> {
          </head>\n<body>\n<main>\n<h1>{title}</h1>\n",
         svg::style("svg")
     )?;
+    front.iter().try_for_each(|table| writeln!(out, "<section>\n{}\n</section>", table.html()))?;
     if runs.len() > 1 {
         section("All runs", &table::overview(runs), out)?;
     }

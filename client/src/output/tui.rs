@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::iter;
+use std::time::Duration;
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -21,11 +22,18 @@ const SECOND: u64 = 1_000_000_000;
 const SHADES: [char; 4] = ['\u{2591}', '\u{2592}', '\u{2593}', '\u{2588}'];
 
 /// A key that the view shows the effect of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Key {
     /// End the run.
     Quit,
+    /// So many times the present rate, in an open loop.
+    Rate(f64),
 }
+
+/// The rates that keys can set.
+const RATES: (f64, f64) = (0.1, 1e7);
+const KEYS: &str = "q  end the run with its report";
+const RATE_KEYS: &str = "q  end the run;  rate: Up Down 10 %, Right Left 1 %, PgUp PgDn x 2";
 
 /// What is drawn.
 #[derive(Clone, Debug)]
@@ -35,12 +43,14 @@ pub struct View {
     /// The last minute, the present second last and not whole yet.
     seconds: VecDeque<Slice>,
     ending: bool,
+    /// The rate set by hand, and at what time of the run.
+    steered: Option<(f64, Duration)>,
 }
 
 impl View {
     /// Nothing has happened yet.
     pub fn new(plan: &Plan) -> Self {
-        View { plan: plan.clone(), now: Progress::default(), seconds: VecDeque::new(), ending: false }
+        View { plan: plan.clone(), now: Progress::default(), seconds: VecDeque::new(), ending: false, steered: None }
     }
 
     /// Takes in one look at the run.
@@ -59,7 +69,31 @@ impl View {
 
     /// Takes in a key.
     pub fn key(&mut self, key: Key) {
-        self.ending |= key == Key::Quit;
+        match key {
+            Key::Quit => self.ending = true,
+            Key::Rate(factor) => {
+                let rate = self.present_rate().map(|rate| (rate * factor).clamp(RATES.0, RATES.1));
+                self.steered = rate.map(|rate| (rate, self.now.elapsed));
+            }
+        }
+    }
+
+    /// The rate that keys have set.
+    pub fn steered(&self) -> Option<f64> {
+        self.steered.map(|(rate, _)| rate)
+    }
+
+    /// The rate of an open loop now.
+    fn present_rate(&self) -> Option<f64> {
+        let rate = self.plan.rate?;
+        let length = match self.plan.until {
+            Until::Elapsed(time) => time,
+            Until::Tries(_) => {
+                let all = self.plan.requests().unwrap_or_default() as f64;
+                Duration::try_from_secs_f64(2.0 * all / (rate.from + rate.to)).unwrap_or(Duration::MAX)
+            }
+        };
+        Some(self.steered().unwrap_or_else(|| rate.at(self.now.elapsed, length)))
     }
 
     /// The last whole second, or what there is of the first.
@@ -87,7 +121,11 @@ impl View {
         frame.render_widget(Paragraph::new(self.latencies()), latency);
         self.draw_rate(frame, rate);
         self.draw_heat(frame, heat);
-        let words = if self.ending { "ending the run..." } else { "q  end the run with its report" };
+        let words = match (self.ending, self.plan.rate) {
+            (true, _) => "ending the run...",
+            (_, Some(_)) => RATE_KEYS,
+            _ => KEYS,
+        };
         frame.render_widget(Paragraph::new(words).dim(), keys);
     }
 
@@ -118,7 +156,13 @@ impl View {
             let due = last.map_or(0.0, |slice| per_second(slice.offered, slice.length_ns));
             rates.push(Span::from(format!(", {} due", form::short(due))));
         }
-        let warm = if now.is_warm { "" } else { "warming up: not in the latencies of the report" };
+        let warm = match (now.is_warm, self.steered) {
+            (false, _) => "warming up: not in the latencies of the report".to_owned(),
+            (_, Some((rate, at))) => {
+                format!("rate set by hand: {}/s since {:.1} s", form::short(rate), at.as_secs_f64())
+            }
+            _ => String::new(),
+        };
         let done = Span::from(format!("{}{of} done, ", form::count(now.done)));
         let open = Span::from(format!(", {} open, {} received", form::count(now.open), form::bytes(now.bytes as f64)));
         vec![Line::from(rates), Line::from(vec![done, failed, open]), Line::from(warm)]
@@ -202,8 +246,6 @@ fn shade(count: u64, most: u64) -> char {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
@@ -263,6 +305,26 @@ mod tests {
                 screen(&view(seconds), width, height);
             }
         }
+    }
+
+    #[test]
+    fn keys_set_the_rate_of_an_open_loop_from_what_it_is_now() {
+        let mut closed = view(1);
+        closed.key(Key::Rate(1.1));
+        assert_eq!(closed.steered(), None);
+        assert!(!screen(&closed, 80, 24).contains("PgUp"));
+        // Ten of a hundred seconds into the ramp.
+        let mut view = view(10);
+        view.plan.rate = Some(crate::Rate { from: 1000.0, to: 2000.0 });
+        assert!(screen(&view, 80, 24).contains("rate: Up Down 10 %"));
+        view.now.is_warm = true;
+        view.key(Key::Rate(2.0));
+        assert!((view.steered().unwrap() - 2200.0).abs() < 1e-6, "{:?}", view.steered());
+        view.key(Key::Rate(0.5));
+        assert!((view.steered().unwrap() - 1100.0).abs() < 1e-6, "{:?}", view.steered());
+        assert!(screen(&view, 80, 24).contains("rate set by hand: 1.1k/s since 10.0 s"), "{}", screen(&view, 80, 24));
+        (0..100).for_each(|_| view.key(Key::Rate(0.5)));
+        assert_eq!(view.steered(), Some(RATES.0));
     }
 
     #[test]

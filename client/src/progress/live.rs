@@ -5,7 +5,7 @@ use std::io::{self, Stderr};
 use std::panic;
 use std::sync::Arc;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use client::output::tui::{Key, View};
@@ -27,6 +27,8 @@ pub struct Live {
     terminal: Terminal<CrosstermBackend<Stderr>>,
     view: View,
     stop: Arc<AtomicBool>,
+    /// The rate set by a key, as the bits of an f64; 0 is none.
+    rate: Arc<AtomicU64>,
     drawn: Option<Instant>,
 }
 
@@ -36,7 +38,7 @@ static HOOK: Once = Once::new();
 
 impl Live {
     /// Takes the terminal over.
-    pub fn new(plan: &Plan, stop: Arc<AtomicBool>) -> io::Result<Self> {
+    pub fn new(plan: &Plan, stop: Arc<AtomicBool>, rate: Arc<AtomicU64>) -> io::Result<Self> {
         HOOK.call_once(|| {
             let before = panic::take_hook();
             // The message of a panic has to go to the ordinary screen, or nobody sees it.
@@ -50,7 +52,7 @@ impl Live {
             .and_then(|()| execute!(io::stderr(), EnterAlternateScreen))
             .and_then(|()| Terminal::new(CrosstermBackend::new(io::stderr())));
         match opened {
-            Ok(terminal) => Ok(Live { terminal, view: View::new(plan), stop, drawn: None }),
+            Ok(terminal) => Ok(Live { terminal, view: View::new(plan), stop, rate, drawn: None }),
             Err(error) => {
                 give_back();
                 Err(error)
@@ -94,7 +96,20 @@ impl Live {
                 self.view.key(Key::Quit);
                 self.stop.store(true, Ordering::Relaxed);
             }
+            KeyCode::Up => self.steer(1.1),
+            KeyCode::Down => self.steer(1.0 / 1.1),
+            KeyCode::Right => self.steer(1.01),
+            KeyCode::Left => self.steer(1.0 / 1.01),
+            KeyCode::PageUp => self.steer(2.0),
+            KeyCode::PageDown => self.steer(0.5),
             _ => {}
+        }
+    }
+
+    fn steer(&mut self, factor: f64) {
+        self.view.key(Key::Rate(factor));
+        if let Some(rate) = self.view.steered() {
+            self.rate.store(rate.to_bits(), Ordering::Relaxed);
         }
     }
 }

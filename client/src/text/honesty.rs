@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::span;
-use crate::report::{Honesty, Limit, Report};
+use crate::report::{Honesty, Limit, Report, Steer};
 
 /// Of the schedule at least so much should be done, in percent.
 const MISSED_PERCENT: f64 = 1.0;
@@ -12,6 +12,7 @@ const MISSED_PERCENT: f64 = 1.0;
 pub fn write(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     if report.plan.rate.is_some() {
         schedule(&report.honesty, out)?;
+        steered(&report.steered, out)?;
     }
     warm_up(report, out)?;
     steadiness(&report.honesty, out)?;
@@ -38,6 +39,29 @@ fn schedule(honesty: &Honesty, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "             WARNING: only {sent:.1} % of the schedule was sent: this rate is too high")?;
     }
     Ok(())
+}
+
+/// Up to so many changes are listed one by one.
+const LISTED: usize = 6;
+
+/// When the rate was set by hand; the plan above says what it was before.
+fn steered(steered: &[Steer], out: &mut dyn Write) -> io::Result<()> {
+    for (n, steer) in steered.iter().take(LISTED).enumerate() {
+        let head = if n == 0 { "by hand" } else { "" };
+        writeln!(out, "{head:<13}{} requests/s from {:.3} s on", rate(steer.rate), steer.at_ns as f64 / 1e9)?;
+    }
+    match (steered.len().saturating_sub(LISTED), steered.last()) {
+        (more @ 1.., Some(last)) => {
+            let at = last.at_ns as f64 / 1e9;
+            writeln!(out, "             and {more} changes more, the last to {} at {at:.3} s", rate(last.rate))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// To a digit behind the point, if there is one.
+fn rate(rate: f64) -> String {
+    format!("{rate:.1}").trim_end_matches(".0").to_owned()
 }
 
 fn warm_up(report: &Report, out: &mut dyn Write) -> io::Result<()> {

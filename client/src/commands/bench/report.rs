@@ -4,7 +4,9 @@ use std::io::{self, Write};
 
 use client::Plan;
 use client::compare::{Pair, Verdict, band, holm, median};
+use client::output::html::Table;
 use client::random::Random;
+use client::report::Interval;
 use serde::Serialize;
 
 use super::super::cell;
@@ -61,7 +63,7 @@ impl Outcome {
         let mut comparisons = Vec::new();
         for (metric, pick, ..) in METRICS {
             let noise = again.as_ref().zip(arms.first()).map(|(again, first)| ratios(first, again, pick));
-            comparisons.extend(compare(metric, pick, &arms, band(&noise.unwrap_or_default()), random));
+            comparisons.extend(compare(metric, pick, &arms, band(&noise.unwrap_or_default(), random), random));
         }
         let verdict = sentences(&comparisons);
         Outcome {
@@ -115,6 +117,68 @@ impl Outcome {
         Ok(())
     }
 
+    /// A row per server and round.
+    pub fn csv(&self, out: &mut dyn Write) -> io::Result<()> {
+        write!(out, "server,round,requests_per_s,p50_us,p90_us,p99_us,server_us,client_us,failed\r\n")?;
+        for arm in self.servers.iter().chain(&self.again) {
+            for sample in &arm.samples {
+                let figures =
+                    [sample.rate, sample.p50_us, sample.p90_us, sample.p99_us, sample.server_us, sample.client_us];
+                let figures = figures.map(|value| value.map(|value| format!("{value:.3}")).unwrap_or_default());
+                let name = client::output::csv::cell(&arm.name);
+                write!(out, "{name},{},{},{}\r\n", sample.round, figures.join(","), sample.failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is printed, as tables of a page.
+    pub fn tables(&self) -> Vec<Table> {
+        let rounds = self.servers.first().map_or(0, |arm| arm.samples.len());
+        let head = ["server", "rate/s", "p50 us", "p90 us", "p99 us", "server us", "client us"];
+        let mut servers = Table::new(&format!("Medians of {rounds} rounds"), &head, 1);
+        let picks: [Pick; 6] = [|s| s.rate, |s| s.p50_us, |s| s.p90_us, |s| s.p99_us, |s| s.server_us, |s| s.client_us];
+        for arm in self.servers.iter().chain(&self.again) {
+            let cells = picks.iter().map(|pick| cell(middle(arm, *pick)));
+            servers.row(&[vec![arm.name.clone()], cells.collect()].concat());
+        }
+        servers.note("server us and client us are CPU time per request, in microseconds");
+        let head = ["second / first", "of", "verdict", "ratio", "95 % interval", "p", "noise"];
+        let mut lines = Table::new("Comparisons", &head, 3);
+        for line in &self.comparisons {
+            let Interval { value, low, high } = line.pair.ratio;
+            lines.row(&[
+                format!("{} / {}", line.second, line.first),
+                line.metric.to_owned(),
+                format!("{:?}", line.verdict).to_lowercase(),
+                format!("{value:.3}"),
+                format!("{low:.3} to {high:.3}"),
+                format!("{:.4}", line.pair.p),
+                format!("{:.1} %", 100.0 * line.band),
+            ]);
+        }
+        let mut tables = vec![servers, lines];
+        if let Some(base) = self.base() {
+            let caption = format!("Process control CPU time per request (server CPU minus that of {})", base.name);
+            let mut table = Table::new(&caption, &["server", "us"], 1);
+            self.extra(base).for_each(|(name, us)| table.row(&[name.to_owned(), format!("{us:.1}")]));
+            tables.push(table);
+        }
+        tables
+    }
+
+    fn base(&self) -> Option<&Arm> {
+        self.servers.iter().find(|arm| Some(&arm.name) == self.baseline.as_ref())
+    }
+
+    /// The CPU time of each server beyond that of the base: median of the differences of the rounds.
+    fn extra<'a>(&'a self, base: &'a Arm) -> impl Iterator<Item = (&'a str, f64)> {
+        self.servers.iter().map(move |arm| {
+            let extra: Vec<f64> = paired(base, arm, |s| s.server_us).map(|(base, one)| one - base).collect();
+            (arm.name.as_str(), median(&extra))
+        })
+    }
+
     fn print_lines(&self, out: &mut dyn Write) -> io::Result<()> {
         if self.comparisons.is_empty() {
             return Ok(());
@@ -132,15 +196,9 @@ impl Outcome {
     }
 
     fn print_baseline(&self, out: &mut dyn Write) -> io::Result<()> {
-        let Some(base) = self.servers.iter().find(|arm| Some(&arm.name) == self.baseline.as_ref()) else {
-            return Ok(());
-        };
+        let Some(base) = self.base() else { return Ok(()) };
         writeln!(out, "\nprocess control CPU time, us per request (server CPU minus that of {})", base.name)?;
-        for arm in &self.servers {
-            let extra: Vec<f64> = paired(base, arm, |s| s.server_us).map(|(base, one)| one - base).collect();
-            writeln!(out, "{:<18}{:>10.1}", arm.name, median(&extra))?;
-        }
-        Ok(())
+        self.extra(base).try_for_each(|(name, us)| writeln!(out, "{name:<18}{us:>10.1}"))
     }
 
     fn print_peers(&self, out: &mut dyn Write) -> io::Result<()> {

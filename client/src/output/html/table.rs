@@ -9,7 +9,7 @@ use crate::limits::Cpu;
 use crate::machine::Machine;
 use crate::output::Run;
 use crate::output::form::{self, escape};
-use crate::report::{Limit, Report};
+use crate::report::{Limit, Report, Steer};
 use crate::stats::{PERCENTILES, needed, percentile};
 
 /// A table with a caption, whose first column heads the rows.
@@ -23,13 +23,20 @@ pub struct Table {
 }
 
 impl Table {
-    fn new(caption: &str, head: &[&str], numbers_from: usize) -> Self {
+    /// One without rows. Columns from `numbers_from` on are numbers.
+    pub fn new(caption: &str, head: &[&str], numbers_from: usize) -> Self {
         let head = head.iter().map(ToString::to_string).collect();
         Table { caption: caption.to_owned(), head, rows: Vec::new(), numbers_from, note: String::new() }
     }
 
-    fn row(&mut self, cells: &[String]) {
+    /// Adds a row, with as many cells as the head has.
+    pub fn row(&mut self, cells: &[String]) {
         self.rows.push(cells.to_vec());
+    }
+
+    /// Adds a line below the table.
+    pub fn note(&mut self, text: &str) {
+        text.clone_into(&mut self.note);
     }
 
     /// A row of a table of names and values.
@@ -185,6 +192,10 @@ pub fn honesty(report: &Report) -> Table {
     if report.plan.rate.is_some() {
         table.pair("due by the schedule", form::count(honesty.offered));
         table.pair("missed", format!("{} ({:.2} %)", form::count(honesty.missed), honesty.missed_percent));
+        if !report.steered.is_empty() {
+            let one = |steer: &Steer| format!("{} from {} on", form::short(steer.rate), form::time(steer.at_ns as f64));
+            table.pair("rate set by hand", report.steered.iter().map(one).collect::<Vec<_>>().join(", "));
+        }
         table.pair("had to wait for a free connection", form::count(honesty.waited));
         let (p99, max) = (form::time(honesty.lag_p99_ns as f64), form::time(honesty.lag_max_ns as f64));
         table.pair("started late by the client itself", format!("p99 {p99}, at most {max}"));
@@ -211,7 +222,7 @@ pub fn honesty(report: &Report) -> Table {
     }
     table.pair("turn of the client's loop, p99", form::time(honesty.loop_p99_ns as f64));
     if let Some(us) = report.cpu_us_per_request() {
-        let Cpu { user_ns, system_ns } = report.cpu;
+        let (Cpu { user_ns, system_ns }, _) = report.measured_cpu();
         let share = 100.0 * user_ns as f64 / (user_ns + system_ns).max(1) as f64;
         table.pair("client CPU per request", format!("{} ({share:.0} % user)", form::time(us * 1e3)));
     }
@@ -254,10 +265,10 @@ fn limit(limit: Limit) -> &'static str {
 pub fn server(report: &Report) -> Option<Table> {
     let used = report.server.as_ref()?;
     let mut table = Table::new("The server's processes", &["what", "value"], 1);
-    let done = report.requests.done.max(1) as f64;
+    let each = report.server_us_per_request().map(|us| form::time(us * 1e3)).unwrap_or_default();
     table.pair("first process", used.pid.to_string());
     let time = form::time(used.cpu.total().as_nanos() as f64);
-    table.pair("CPU", format!("{time}, {} per request done", form::time(used.cpu.total().as_nanos() as f64 / done)));
+    table.pair("CPU", format!("{time}, {each} per request done"));
     table.pair("of it user", form::time(used.cpu.user_ns as f64));
     table.pair("context switches, waited", form::count(used.voluntary_switches));
     table.pair("context switches, preempted", form::count(used.involuntary_switches));
