@@ -56,12 +56,21 @@ impl Watch {
 
     /// Ends it and puts what was used into the report, without what the watching itself has cost this process.
     pub fn finish(self, report: &mut Report) -> Watched {
-        _ = self.done.send(());
-        let Ok((tree, own)) = self.thread.join() else { return Watched { start: self.start, switches: self.switches } };
-        let (start, end) = (self.start, tree.usage());
+        let watched = Watched { start: self.start, switches: self.switches };
+        let Some((used, own)) = self.end() else { return watched };
         report.cpu.user_ns = report.cpu.user_ns.saturating_sub(own.user_ns);
         report.cpu.system_ns = report.cpu.system_ns.saturating_sub(own.system_ns);
-        report.server = Some(ServerUse {
+        report.server = Some(used);
+        report.judge();
+        watched
+    }
+
+    /// Ends it: what was used, and what the watching itself has cost this process.
+    pub fn end(self) -> Option<(ServerUse, Cpu)> {
+        _ = self.done.send(());
+        let (tree, own) = self.thread.join().ok()?;
+        let (start, end) = (self.start, tree.usage());
+        let used = ServerUse {
             pid: self.pid,
             cpu: end.cpu_since(&start),
             voluntary_switches: end.voluntary.saturating_sub(start.voluntary),
@@ -69,9 +78,8 @@ impl Watch {
             peak_rss_bytes: tree.peak_rss,
             peak_processes: tree.peak_processes,
             peak_threads: tree.peak_threads,
-        });
-        report.judge();
-        Watched { start, switches: self.switches }
+        };
+        Some((used, own))
     }
 }
 
