@@ -193,6 +193,11 @@ impl Hub {
         }
     }
 
+    /// Instead of [`Event::Connected`], where the server lacks something for this client: a thread, a small number.
+    pub fn refuse(&self, id: ConnId) -> Vec<Out> {
+        vec![Out::close(To::One(id), line!("! server-full try again later"))]
+    }
+
     /// When [`expire`](Self::expire) has something to do: an event loop sleeps no longer than that.
     pub fn deadline(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
@@ -266,7 +271,7 @@ impl Hub {
         let full = self.clients.len() >= self.limits.max_conns as usize;
         let neighbors = || self.clients.values().filter(|client| client.address == address).count();
         if full || (!address.is_loopback() && neighbors() >= self.limits.max_per_addr as usize) {
-            return vec![Out::close(To::One(id), line!("! server-full try again later"))];
+            return self.refuse(id);
         }
         let deadline = now + Duration::from_millis(self.limits.handshake_timeout);
         self.timers.insert((deadline, id));
@@ -447,7 +452,7 @@ impl Hub {
 }
 
 /// A letter, then up to 19 letters, digits, `_` or `-`.
-fn is_nick(text: &str) -> bool {
+pub fn is_nick(text: &str) -> bool {
     text.len() <= NICK_MAX
         && text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')

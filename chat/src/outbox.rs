@@ -212,10 +212,15 @@ impl Outbox {
         }
     }
 
+    /// The connection is gone: there is nobody to send to.
+    pub fn lost(&mut self) {
+        self.life = Life::Over;
+    }
+
     /// When [`expire`](Self::expire) has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         match self.life {
-            Life::Open => self.stalled_at.filter(|_| matches!(self.slow, Slow::Kick | Slow::Drop)),
+            Life::Open => self.stalled_at.filter(|_| self.slow == Slow::Kick),
             Life::Closing | Life::Draining => self.end_at,
             Life::Over => None,
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::words::history;
+use super::commands::history;
 use super::{CHAT, FAST, LOG, Member, Row, Subject};
 use crate::oracle::{self, Baseline};
 use crate::peer::{End, Peer};

@@ -2,11 +2,14 @@
 //!
 //! `README.md` beside this file says what the suite expects where the protocol's text is open.
 
+mod commands;
+mod handshake;
 pub mod history;
 mod life;
 mod member;
 mod nemesis;
 mod peers;
+mod slow;
 mod words;
 
 use std::fs;
@@ -75,7 +78,7 @@ pub fn conformance_with(bin: &str, manifest_dir: &str, variant: &[&str]) {
 
 /// All rows, in the order of the files.
 pub fn rows() -> Vec<Row> {
-    [words::ROWS, peers::ROWS, life::ROWS, nemesis::ROWS].concat()
+    [handshake::ROWS, words::ROWS, commands::ROWS, peers::ROWS, slow::ROWS, life::ROWS, nemesis::ROWS].concat()
 }
 
 impl Subject {

@@ -164,4 +164,23 @@ pub const EXCEPTIONS: &[Exception] = &[
         325,
         "every option of a run in one struct, with its words and its bounds",
     ),
+    exception(
+        "v0-processes",
+        What::Code,
+        265,
+        "the parent of a family: accept, fork, reap, the notice of a death, the order of the end",
+    ),
+    exception(
+        "v0-processes/src/bus.rs",
+        What::Code,
+        145,
+        "the records of the bus, and sendmsg and recvmsg with a descriptor written out",
+    ),
+    exception(
+        "v0-processes/src/hub.rs",
+        What::Code,
+        240,
+        "an event loop carries by hand what the kernel did for a blocking process: deadlines, queues, the end",
+    ),
+    exception("v0-processes/src/worker.rs", What::Code, 80, "reading at a rate, and the three signals of a worker"),
 ];

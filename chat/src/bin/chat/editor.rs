@@ -1,0 +1,58 @@
+//! The keyboard: a line editor in a thread, whose lines come out of a descriptor.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use chat::hub::is_nick;
+use rustyline::error::ReadlineError;
+use rustyline::{DefaultEditor, ExternalPrinter};
+
+pub type Printer = Box<dyn ExternalPrinter + Send>;
+
+pub struct Editor {
+    editor: DefaultEditor,
+    printer: Printer,
+}
+
+impl Editor {
+    /// None where the terminal is too simple for it (`TERM=dumb`).
+    pub fn new() -> Option<Editor> {
+        let mut editor = DefaultEditor::new().ok()?;
+        let printer = Box::new(editor.create_external_printer().ok()?);
+        Some(Editor { editor, printer })
+    }
+
+    /// The nick that was given, or a good one from the keyboard; None if the user had enough.
+    pub fn ask_nick(mut self, given: Option<String>) -> Result<Option<(String, Editor)>, String> {
+        if let Some(nick) = given {
+            return Ok(Some((nick, self)));
+        }
+        loop {
+            match self.editor.readline("your nick: ") {
+                Ok(line) if is_nick(line.trim()) => return Ok(Some((line.trim().to_owned(), self))),
+                Ok(_) => drop(writeln!(io::stdout(), "a letter, then up to 19 of A-Z a-z 0-9 _ -")),
+                Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(None),
+                Err(e) => return Err(format!("terminal: {e}")),
+            }
+        }
+    }
+
+    /// Lines come out of the descriptor; its end of file is Ctrl-D or Ctrl-C. What others say goes to the printer, which
+    /// puts it above the line that is being typed.
+    pub fn start(self) -> Result<(OwnedFd, Printer), String> {
+        let (mut lines, out) = UnixStream::pair().map_err(|e| format!("socketpair: {e}"))?;
+        let Editor { mut editor, printer } = self;
+        let typing = move || {
+            while let Ok(line) = editor.readline("> ") {
+                let _ = editor.add_history_entry(line.as_str());
+                if lines.write_all(format!("{line}\n").as_bytes()).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().spawn(typing).map_err(|e| format!("clone: {e}"))?;
+        Ok((out.into(), printer))
+    }
+}

@@ -1,0 +1,54 @@
+//! poll: an array of any length, copied in at every call, and walked by the kernel from end to end.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::poller::{Interest, Poller, Ready, milliseconds};
+
+#[derive(Default)]
+pub struct Poll {
+    /// The array that poll(2) takes, and beside it whose each entry is.
+    fds: Vec<libc::pollfd>,
+    tokens: Vec<u64>,
+}
+
+impl Poller for Poll {
+    fn set(&mut self, fd: BorrowedFd, token: u64, interest: Interest) -> io::Result<()> {
+        let (fd, place) = (fd.as_raw_fd(), self.fds.iter().position(|entry| entry.fd == fd.as_raw_fd()));
+        let mut events = 0;
+        if interest.read {
+            events |= libc::POLLIN;
+        }
+        if interest.write {
+            events |= libc::POLLOUT;
+        }
+        if let Some(place) = place {
+            self.fds.swap_remove(place);
+            self.tokens.swap_remove(place);
+        }
+        if interest != Interest::NONE {
+            self.fds.push(libc::pollfd { fd, events, revents: 0 });
+            self.tokens.push(token);
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
+        let length = self.fds.len() as libc::nfds_t;
+        // SAFETY: the array has that many entries, and lives as long as the call.
+        let count = unsafe { libc::poll(self.fds.as_mut_ptr(), length, milliseconds(timeout)) };
+        match Errno::result(count) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+        for (entry, token) in self.fds.iter().zip(&self.tokens).filter(|(entry, _)| entry.revents != 0) {
+            // POLLHUP and POLLERR come unasked, and are found out by a read.
+            ready.push(Ready { token: *token, read: entry.revents & !libc::POLLOUT != 0 });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! select: the sets are copied in and out at every call, and end at 1024.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::select::{FD_SETSIZE, FdSet, select};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use crate::poller::{Interest, Poller, Ready};
+
+#[derive(Default)]
+pub struct Select {
+    watched: BTreeMap<RawFd, (u64, Interest)>,
+}
+
+impl Poller for Select {
+    fn set(&mut self, fd: BorrowedFd, token: u64, interest: Interest) -> io::Result<()> {
+        let fd = fd.as_raw_fd();
+        if interest == Interest::NONE {
+            self.watched.remove(&fd);
+        } else if fd as usize >= FD_SETSIZE {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        } else {
+            self.watched.insert(fd, (token, interest));
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
+        let mut timeout = timeout.map(|left| TimeVal::microseconds(left.as_micros() as i64 + 1));
+        let (mut readable, mut writable) = (FdSet::new(), FdSet::new());
+        for (fd, (_, interest)) in &self.watched {
+            let fd = borrow(*fd);
+            if interest.read {
+                readable.insert(fd);
+            }
+            if interest.write {
+                writable.insert(fd);
+            }
+        }
+        match select(None, &mut readable, &mut writable, None, timeout.as_mut()) {
+            Ok(_) => {}
+            // The sets say nothing now.
+            Err(Errno::EINTR) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+        // Not who is ready is returned, but a set of bits: each descriptor's has to be looked at.
+        for (fd, (token, _)) in &self.watched {
+            let (fd, read) = (borrow(*fd), readable.contains(borrow(*fd)));
+            if read || writable.contains(fd) {
+                ready.push(Ready { token: *token, read });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
+    // SAFETY: a descriptor is not watched any more when it is closed (`Poller`).
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}

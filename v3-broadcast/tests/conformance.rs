@@ -1,0 +1,3 @@
+fn main() {
+    testkit::chat::conformance(env!("CARGO_BIN_EXE_v3-broadcast"), env!("CARGO_MANIFEST_DIR"))
+}
