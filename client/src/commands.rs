@@ -1,6 +1,7 @@
 //! The subcommands: what is done around runs.
 
 pub mod bench;
+pub mod chat;
 pub mod compare;
 pub mod doctor;
 pub mod find;

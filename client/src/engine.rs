@@ -5,7 +5,7 @@
 //! whether the connection is there), no EPOLL_CTL_DEL (close does that), no recv that can only say EAGAIN.
 
 mod crew;
-mod epoll;
+pub(crate) mod epoll;
 mod fail;
 mod mob;
 mod observe;

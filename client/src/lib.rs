@@ -37,6 +37,7 @@ pub mod plan;
 mod ramp;
 pub mod random;
 pub mod report;
+pub mod room;
 pub mod schedule;
 pub mod series;
 pub mod source;

@@ -55,6 +55,10 @@ enum Command {
     #[command(override_usage = "client bench --server A='CMD' --server B='CMD' [OPTIONS]")]
     #[command(after_help = BENCH_HELP)]
     Bench(Box<commands::bench::Args>),
+    /// A chat under load: members, senders, delivery latency, loss
+    #[command(about = "A chat under load (also as --chat): members, senders, delivery latency, loss, join storm")]
+    #[command(override_usage = "client --chat [-p PORT] [-c MEMBERS] [-s SENDERS] [-R RATE] [OPTIONS]")]
+    Chat(Box<commands::chat::Args>),
     /// Compare saved reports
     #[command(about = "Compare saved reports: ratios, intervals, p")]
     Compare(commands::compare::Args),
@@ -90,10 +94,11 @@ Example:
                --server threads='target/release/server05-threads -p 0' --baseline fork -c 10 -d 2s";
 
 fn main() -> ExitCode {
-    let top = Top::parse_from(commands::scan::unfold(env::args_os().collect()));
+    let top = Top::parse_from(commands::scan::unfold(commands::chat::unfold(env::args_os().collect())));
     let done = match &top.command {
         None => load(&top.run, &top.around),
         Some(Command::Bench(args)) => commands::bench::run(args),
+        Some(Command::Chat(args)) => commands::chat::run(args),
         Some(Command::Compare(args)) => commands::compare::run(args),
         Some(Command::Find(args)) => commands::find::run(args),
         Some(Command::Scan(args)) => commands::scan::run(args),

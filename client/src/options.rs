@@ -1,6 +1,6 @@
 //! The command line.
 
-mod parse;
+pub mod parse;
 mod workload;
 
 use std::path::PathBuf;

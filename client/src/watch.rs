@@ -83,28 +83,38 @@ impl Watch {
 
     /// Ends it and puts what was used into the report, without what the watching itself has cost this process.
     pub fn finish(self, report: &mut Report) -> Watched {
-        _ = self.tell.send(Tell::Over);
-        let start = self.start;
-        let Ok(Seen { tree, own, warm }) = self.thread.join() else {
-            return Watched { start, switches: self.switches };
-        };
-        let end = tree.usage();
-        report.cpu = report.cpu.less(own);
-        if let Some((steady, (_, before))) = report.steady.as_mut().zip(warm) {
-            steady.cpu = steady.cpu.less(own.less(before));
+        let watched = Watched { start: self.start, switches: self.switches };
+        let Some((mut used, seen)) = self.over() else { return watched };
+        report.cpu = report.cpu.less(seen.own);
+        if let Some((steady, (usage, before))) = report.steady.as_mut().zip(seen.warm) {
+            steady.cpu = steady.cpu.less(seen.own.less(before));
+            used.steady_cpu = Some(seen.tree.usage().cpu_since(&usage));
         }
-        report.server = Some(ServerUse {
+        report.server = Some(used);
+        report.judge();
+        watched
+    }
+
+    /// Ends it: what was used, and what the watching itself has cost this process.
+    pub fn end(self) -> Option<(ServerUse, Cpu)> {
+        self.over().map(|(used, seen)| (used, seen.own))
+    }
+
+    fn over(self) -> Option<(ServerUse, Seen)> {
+        _ = self.tell.send(Tell::Over);
+        let seen = self.thread.join().ok()?;
+        let (start, end) = (self.start, seen.tree.usage());
+        let used = ServerUse {
             pid: self.pid,
             cpu: end.cpu_since(&start),
-            steady_cpu: warm.filter(|_| report.steady.is_some()).map(|(usage, _)| end.cpu_since(&usage)),
+            steady_cpu: None,
             voluntary_switches: end.voluntary.saturating_sub(start.voluntary),
             involuntary_switches: end.involuntary.saturating_sub(start.involuntary),
-            peak_rss_bytes: tree.peak_rss,
-            peak_processes: tree.peak_processes,
-            peak_threads: tree.peak_threads,
-        });
-        report.judge();
-        Watched { start, switches: self.switches }
+            peak_rss_bytes: seen.tree.peak_rss,
+            peak_processes: seen.tree.peak_processes,
+            peak_threads: seen.tree.peak_threads,
+        };
+        Some((used, seen))
     }
 }
 
