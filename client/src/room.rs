@@ -7,6 +7,7 @@
 //! One thread, one epoll instance, no client library: every server pays the same client. Latency is taken on up to 32
 //! members, the *probes*; of the others each delivery is counted.
 
+mod clock;
 mod member;
 mod run;
 pub mod text;

@@ -4,7 +4,7 @@
 //! Try: cargo run -p chat -- --nick alice
 //! Prev: v3-broadcast
 //! Next: none
-//! Diff base: v3-broadcast
+//! Diff base: none
 //! Overload: refuse (beyond --max-conns `! server-full`)
 //! Slow reader: kick (`! slow-reader` when --outbox is full or nothing moves; --slow grow or drop for comparison)
 
@@ -159,24 +159,26 @@ async fn watch(server: Rc<Server>, signals: Sock<SignalFd>) {
 async fn accept(server: Rc<Server>, listener: Rc<Sock<Socket>>) {
     let mut backoff = Backoff::default();
     loop {
-        match listener.input(Socket::accept).await {
-            Ok((conn, peer)) => server.welcome(conn, &peer),
+        let error = match listener.input(Socket::accept).await {
+            Ok((conn, peer)) => {
+                server.welcome(conn, &peer);
+                continue;
+            }
             Err(_) if server.stops.get() > 0 => return,
-            Err(e) => {
-                server.args.log.repeated("WARN", &format!("accept: {e}"));
-                match accept_failed(e.raw_os_error().unwrap_or_default()) {
-                    Verdict::Next => {}
-                    // Out of descriptors, the client stays queued. This task sleeps, and nobody else.
-                    Verdict::Backoff => {
-                        let now = Instant::now();
-                        server.rt.sleep_until(now + backoff.next(now)).await;
-                    }
-                    Verdict::Fatal => {
-                        server.failed.set(Some(Failed::new(format!("accept: {e}"))));
-                        server.stops.set(server.stops.get() + 1);
-                        return server.bell.ring();
-                    }
-                }
+            Err(e) => e,
+        };
+        server.args.log.repeated("WARN", &format!("accept: {error}"));
+        match accept_failed(error.raw_os_error().unwrap_or_default()) {
+            Verdict::Next => {}
+            // Out of descriptors, the client stays queued. This task sleeps, and nobody else.
+            Verdict::Backoff => {
+                let now = Instant::now();
+                server.rt.sleep_until(now + backoff.next(now)).await;
+            }
+            Verdict::Fatal => {
+                server.failed.set(Some(Failed::new(format!("accept: {error}"))));
+                server.stops.set(server.stops.get() + 1);
+                return server.bell.ring();
             }
         }
     }

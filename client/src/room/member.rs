@@ -1,14 +1,18 @@
 //! One connection of the room: what it still has to send, and what has come on it.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
-use socket2::Socket;
+use socket2::{Domain, Socket, Type};
 
 use super::SHORTEST;
 
 /// The sign before the number of a message. It is in no nick, no channel and no word of a protocol.
 pub const MARK: u8 = b'%';
 const DIGITS: usize = 10;
+/// Bytes that one read takes at most.
+pub const BLOCK: usize = 64 * 1024;
 /// Bytes of the handshake that are looked at.
 const HELLO_MOST: usize = 16 * 1024;
 /// Bytes of its last words that are kept.
@@ -135,10 +139,45 @@ fn later(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::NotConnected)
 }
 
+/// A connection under way.
+pub fn connect(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), None)?;
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&addr.into()) {
+        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
+        other => other.map(|()| socket),
+    }
+}
+
+/// What became of a dead reader: only now it reads what there is.
+pub fn end_of(socket: &Socket) -> String {
+    let mut member = Member::new(
+        match socket.try_clone() {
+            Ok(socket) => socket,
+            Err(e) => return e.to_string(),
+        },
+        true,
+    );
+    let mut block = vec![0; BLOCK];
+    if let Err(e) = socket.set_nonblocking(true) {
+        return e.to_string();
+    }
+    let start = Instant::now();
+    // What the server still holds for it comes when there is room.
+    while start.elapsed() < Duration::from_secs(1) {
+        match member.read(&mut block) {
+            Ok(Some(0)) => return format!("closed after {:?}", member.last_words()),
+            Ok(Some(n)) => drop(member.take(block.get(..n).unwrap_or_default(), |_| ())),
+            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+            Err(e) => return format!("{e} after {:?}", member.last_words()),
+        }
+    }
+    "still connected".into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use socket2::{Domain, Type};
 
     fn member(is_probe: bool) -> Member {
         let mut member = Member::new(Socket::new(Domain::IPV4, Type::STREAM, None).unwrap(), true);

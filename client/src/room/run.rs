@@ -1,6 +1,5 @@
 //! The run: join, talk, drain.
 
-use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +8,8 @@ use anyhow::{Context, bail};
 use hdrhistogram::Histogram;
 use socket2::{Domain, Socket, Type};
 
-use super::member::{Member, payload};
+use super::clock::{Clock, Times};
+use super::member::{Member, connect, end_of, payload};
 use super::{Moment, Plan, Report};
 use crate::engine::epoll::{BOTH, Epoll, News};
 use crate::limits::{self, Cpu};
@@ -21,48 +21,11 @@ const AT_ONCE: usize = 128;
 const QUIET: Duration = Duration::from_millis(300);
 /// Members on whom latency is taken.
 const PROBES: usize = 32;
-const BLOCK: usize = 64 * 1024;
 const EVENTS: usize = 512;
 /// A dead reader's receive buffer, so that the server feels it soon.
 const SMALL: usize = 4096;
 /// Longest wait between two looks at Ctrl-C.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// When a message was to be sent, was sent, and came to the probes first and last; nanoseconds since the start.
-#[derive(Clone, Copy, Default)]
-struct Times {
-    intended: u64,
-    sent: Option<u64>,
-    first: Option<u64>,
-    last: u64,
-}
-
-/// All messages, and the time that their deliveries to the probes took.
-struct Clock {
-    times: Vec<Times>,
-    /// Messages before this one are the warm-up's.
-    warm: u64,
-    latency: Histogram<u64>,
-    from_send: Histogram<u64>,
-}
-
-impl Clock {
-    /// A probe has received a message.
-    fn seen(&mut self, number: u64, now: u64) {
-        let Some(times) = self.times.get_mut(number as usize) else { return };
-        times.first.get_or_insert(now);
-        times.last = now;
-        if number >= self.warm {
-            self.latency.saturating_record(now.saturating_sub(times.intended).max(1));
-            self.from_send.saturating_record(now.saturating_sub(times.sent.unwrap_or(now)).max(1));
-        }
-    }
-
-    /// Those that count.
-    fn counting(&self) -> impl Iterator<Item = &Times> {
-        self.times.iter().skip(self.warm as usize)
-    }
-}
 
 struct Room<'a> {
     plan: &'a Plan,
@@ -110,7 +73,7 @@ impl<'a> Room<'a> {
             stop,
             epoll: Epoll::new(EVENTS).context("epoll_create1")?,
             members: Vec::new(),
-            block: vec![0; BLOCK],
+            block: vec![0; super::member::BLOCK],
             base: Instant::now(),
             heard: 0,
             clock: Clock { times: Vec::new(), warm: 0, latency: histogram()?, from_send: histogram()? },
@@ -348,40 +311,4 @@ impl<'a> Room<'a> {
             interrupted: self.stop.load(Ordering::Relaxed),
         })
     }
-}
-
-/// A connection under way.
-fn connect(addr: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), None)?;
-    socket.set_tcp_nodelay(true)?;
-    match socket.connect(&addr.into()) {
-        Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket),
-        other => other.map(|()| socket),
-    }
-}
-
-/// What became of a dead reader: only now it reads what there is.
-fn end_of(socket: &Socket) -> String {
-    let mut member = Member::new(
-        match socket.try_clone() {
-            Ok(socket) => socket,
-            Err(e) => return e.to_string(),
-        },
-        true,
-    );
-    let mut block = vec![0; BLOCK];
-    if let Err(e) = socket.set_nonblocking(true) {
-        return e.to_string();
-    }
-    let start = Instant::now();
-    // What the server still holds for it comes when there is room.
-    while start.elapsed() < Duration::from_secs(1) {
-        match member.read(&mut block) {
-            Ok(Some(0)) => return format!("closed after {:?}", member.last_words()),
-            Ok(Some(n)) => drop(member.take(block.get(..n).unwrap_or_default(), |_| ())),
-            Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-            Err(e) => return format!("{e} after {:?}", member.last_words()),
-        }
-    }
-    "still connected".into()
 }

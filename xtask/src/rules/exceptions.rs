@@ -183,4 +183,8 @@ pub const EXCEPTIONS: &[Exception] = &[
         "an event loop carries by hand what the kernel did for a blocking process: deadlines, queues, the end",
     ),
     exception("v0-processes/src/worker.rs", What::Code, 80, "reading at a rate, and the three signals of a worker"),
+    exception("v4-async", What::Code, 290, "two tasks for each client, and the order of the end"),
+    exception("v4-async/src/rt.rs", What::Code, 290, "an executor, a reactor and a timer: one file is the lesson"),
+    exception("v4-async/src/trace.rs", What::Code, 75, "each step of the loop with its words"),
+    exception("v4-async/src/bin/naive-await.rs", What::Code, 100, "a whole room, to show one wrong await"),
 ];
