@@ -28,24 +28,32 @@ pub fn run(root: &Path, name: &str) -> Result<()> {
     build(root, name)?;
     let bin = root.join("target/debug");
 
-    say(&format!("{name}: {}\n\n$ {name} -p 0", example.description));
-    let mut server =
-        Server::try_start(bound(Command::new(bin.join(name)).args(["-p", "0"]))).map_err(anyhow::Error::msg)?;
+    let is_chat = example.family == "chat";
+    // A log would stay behind.
+    let args = if is_chat { &["-p", "0", "--no-log"][..] } else { &["-p", "0"] };
+    say(&format!("{name}: {}\n\n$ {name} {}", example.description, args.join(" ")));
+    let mut server = Server::try_start(bound(Command::new(bin.join(name)).args(args))).map_err(anyhow::Error::msg)?;
     say(&format!("listening on {}\n", server.addr));
     let port = server.addr.port().to_string();
 
     // Clients that stay, so that there is something to see: a place for each of them where the model has several.
     let crowd = example.slots.clamp(1, 5).to_string();
-    let load = ["-q", "-p", &port, "-c", &crowd, "-k", "0", "-d", "1s"];
+    let load = match is_chat {
+        true => vec!["--chat", "-p", &port, "-c", "5", "-R", "20", "-d", "1s", "-s", "5"],
+        false => vec!["-q", "-p", &port, "-c", &crowd, "-k", "0", "-d", "1s"],
+    };
     say(&format!("$ client {}   (in the background, while the processes are looked at)", load.join(" ")));
     let mut background =
-        bound(Command::new(bin.join("client")).args(load).stdout(Stdio::null())).spawn().context("client")?;
+        bound(Command::new(bin.join("client")).args(&load).stdout(Stdio::null())).spawn().context("client")?;
     let widest = widest(&server, &mut background)?;
     tree(&server, &widest);
 
-    let load = ["-p", &port, "-c", "5", "-t", "200", "-b", "3000"];
+    let load = match is_chat {
+        true => vec!["--chat", "-p", &port, "-c", "20", "-s", "10", "-R", "100", "-d", "2s"],
+        false => vec!["-p", &port, "-c", "5", "-t", "200", "-b", "3000"],
+    };
     say(&format!("\n$ client {}", load.join(" ")));
-    let status = bound(Command::new(bin.join("client")).args(load).stdin(Stdio::null())).status().context("client")?;
+    let status = bound(Command::new(bin.join("client")).args(&load).stdin(Stdio::null())).status().context("client")?;
 
     say(&format!("\n$ kill -TERM {}", server.pid()));
     let stopped = server.stop();
@@ -53,7 +61,8 @@ pub fn run(root: &Path, name: &str) -> Result<()> {
     stopped.map_err(anyhow::Error::msg)?;
     say("exit 0, no process left\n");
     ensure!(status.success(), "client: {}", describe(status));
-    say(&format!("By hand, in two terminals: cargo run -p {name}\n                           cargo run -p client"));
+    let other = if is_chat { "chat -- --nick alice" } else { "client" };
+    say(&format!("By hand, in two terminals: cargo run -p {name}\n                           cargo run -p {other}"));
     say(&format!("What to look at:           {name}/README.md"));
     Ok(())
 }

@@ -14,6 +14,7 @@ pub fn render(examples: &[Example]) -> String {
         String::from("| Example | Technique | A client too many | System calls of the lesson |\n|---|---|---|---|\n");
     for example in examples {
         let overload = match example.overload {
+            Overload::Refuse if example.family == "chat" => "is told `! server-full`",
             Overload::Refuse => "is told `ERR busy`",
             Overload::Queue => "waits in the queue",
         };
