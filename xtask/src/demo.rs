@@ -105,6 +105,8 @@ fn look(proc: Proc) -> Look {
     let pid = proc.pid;
     let name = Process::new(pid).and_then(|process| process.stat()).map(|stat| stat.comm).unwrap_or_default();
     let sleeps_in = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    // The compiler names its copies of a function behind a dot.
+    let sleeps_in = sleeps_in.split_once('.').map_or(sleeps_in.clone(), |(name, _)| name.to_owned());
     let sleeps_in = if sleeps_in.is_empty() || sleeps_in == "0" { "(running)".to_owned() } else { sleeps_in };
     let memory_kib = procs::status_kib(pid, "VmRSS:");
     Look { proc, name, descriptors: procs::descriptors(pid).len(), memory_kib, sleeps_in }
