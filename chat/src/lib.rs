@@ -2,7 +2,7 @@
 //!
 //! **The core decides what is said; a server only decides how bytes move.** So every difference between two servers
 //! is their concurrency, not their chat. Nothing in here has a socket, a thread or a clock of its own: bytes and the
-//! time go in, bytes come out. (The one file, the chat log, belongs to whoever the server appoints.)
+//! time go in, bytes come out. (The chat log is a file, and the exception: the server says who keeps it.)
 //!
 //! Three structs make a server:
 //!

@@ -161,6 +161,9 @@ fn descriptors() -> Result<(), Failed> {
 impl Parent {
     fn run(mut self) -> Result<(), Failed> {
         let outcome = loop {
+            // Here and nowhere else in the loop: a signal that was taken after this look would be slept over. And the
+            // dead before the next client: they leave places.
+            self.take_signals();
             if self.stops > 0 {
                 break Ok(());
             }
@@ -220,8 +223,6 @@ impl Parent {
             return Ok(None);
         }
         self.shut_until = None;
-        // The dead first: they leave places.
-        self.take_signals();
         let Some(listener) = &self.listener else { return Ok(None) };
         match listener.accept() {
             Ok((conn, _)) => return Ok(Some(conn)),
@@ -253,7 +254,6 @@ impl Parent {
         }
         let patience = left.map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX));
         let _ = poll(&mut fds, patience);
-        self.take_signals();
         if let Ok(Received::Record(Record { tag: Tag::NoRoom, id, .. }, _)) = bus::receive(&self.bus) {
             // The worker is not reaped, so its pid is nobody else's.
             for (pid, _) in self.workers.iter().filter(|(_, worker)| **worker == id) {

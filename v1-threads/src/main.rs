@@ -2,8 +2,8 @@
 //!
 //! Run: cargo run -p v1-threads
 //! Try: cargo run -p chat -- -i localhost -p 2000 --nick alice
-//! Prev: server05-threads
-//! Next: none
+//! Prev: v0-processes
+//! Next: v2-select
 //! Diff base: none
 //! Overload: refuse (beyond --max-conns a client is told `! server-full`, by its own threads)
 //! Slow reader: kick (beyond --outbox, or after --write-timeout without progress; --slow shows what else there is)
@@ -243,18 +243,11 @@ impl Server {
             match outbox.next() {
                 Send::Nothing | Send::Drain => outbox = client.wait(outbox),
                 Send::Write => {
-                    let batch = outbox.batch();
-                    drop(outbox);
-                    let sent = client.conn.send_vectored(&batch.slices());
-                    outbox = lock(&client.outbox);
-                    match sent {
-                        Ok(n) => outbox.consume(n, Instant::now()),
-                        Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
-                            outbox.consume(0, Instant::now());
-                        }
-                        Err(_) => break,
+                    let connected;
+                    (outbox, connected) = client.send(outbox);
+                    if !connected {
+                        break;
                     }
-                    client.changed.notify_all();
                 }
                 Send::HangUp => {
                     let _ = client.conn.shutdown(Shutdown::Write);
@@ -365,6 +358,22 @@ impl Client {
                 self.changed.wait_timeout(outbox, left).unwrap_or_else(PoisonError::into_inner).0
             }
         }
+    }
+
+    /// Sends what waits, with the outbox unlocked: who says something meanwhile does not wait. False: nobody is there.
+    fn send<'a>(&'a self, mut outbox: MutexGuard<'a, Outbox>) -> (MutexGuard<'a, Outbox>, bool) {
+        let batch = outbox.batch();
+        drop(outbox);
+        let sent = match self.conn.send_vectored(&batch.slices()) {
+            Ok(n) => Some(n),
+            // A signal, or nothing left for the write timeout: the outbox's deadline has passed as well.
+            Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => Some(0),
+            Err(_) => None,
+        };
+        let mut outbox = lock(&self.outbox);
+        outbox.consume(sent.unwrap_or(0), Instant::now());
+        self.changed.notify_all();
+        (outbox, sent.is_some())
     }
 
     /// `--slow block`: who speaks waits until the slowest has room, and so everybody waits.

@@ -3,7 +3,7 @@
 //! Run: cargo run -p v2-select
 //! Try: cargo run -p chat -- -i localhost -p 2000 --nick alice
 //! Prev: v1-threads
-//! Next: none
+//! Next: v3-broadcast
 //! Diff base: none
 //! Overload: refuse (beyond --max-conns, and where a descriptor's number does not fit in a set, `! server-full`)
 //! Slow reader: drop (what does not fit into the kernel's buffer is not sent, and counted: `* you missed 12 lines`)

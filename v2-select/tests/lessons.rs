@@ -64,7 +64,8 @@ fn command_with_open(end: i32) -> Command {
 fn numbers_that_no_set_can_hold() {
     raise_limit();
     let mut server = Server::start_with(&mut command_with_open(1003));
-    let places = (0..FD_SETSIZE).filter(|fd| !procs::descriptors(server.pid()).contains_key(fd)).count();
+    let used = procs::descriptors(server.pid());
+    let places = (0..FD_SETSIZE).filter(|fd| !used.contains_key(fd)).count();
     assert!((10..24).contains(&places), "{places} places are left in a set");
     let mut peers: Vec<Peer> = (0..60).map(|_| server.connect()).collect();
     let mut late = peers.split_off(places);

@@ -145,8 +145,8 @@ fn rename(subject: &Subject) {
 pub fn list(member: &mut Member) -> Vec<String> {
     let mut nicks = Vec::new();
     loop {
-        let line = member.line();
-        let rest = line.strip_prefix("= list").expect(&line);
+        let (_, line) = member.until("the list", |line| line.starts_with("= list"));
+        let rest = line.strip_prefix("= list").unwrap_or_default();
         nicks.extend(rest.split_whitespace().filter(|nick| *nick != "...").map(str::to_owned));
         if !line.ends_with(" ...") {
             nicks.sort_unstable();

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::commands::history;
-use super::{CHAT, FAST, LOG, Member, Row, Subject};
+use super::{CHAT, FAST, LOG, Member, Room, Row, Subject};
 use crate::oracle::{self, Baseline};
 use crate::peer::{End, Peer};
 use crate::procs;
@@ -27,28 +27,25 @@ pub const ROWS: &[Row] = &[
     }),
     ("stop_in_spite_of_a_member_that_does_not_read", |s| {
         let mut room = s.start(&FAST);
-        let mut slow = Member::connect_small_window(room.server.addr);
-        slow.say("slow");
-        slow.line();
-        let [mut alice, mut bob] = room.gather(["alice", "bob"]);
-        for _ in 0..20 {
-            alice.send(format!("{}\n", "x".repeat(1000)).repeat(20));
-            (0..20).for_each(|_| drop(bob.line()));
-        }
+        let _slow = stalled_member(&room);
+        let mut alice = room.join("alice");
+        alice.sync();
         let start = Instant::now();
         room.server.stop().unwrap();
         assert!(start.elapsed() < Duration::from_secs(6), "it waited for one who does not read");
-        assert_eq!(alice.rest(), (vec!["* server is going down".to_owned()], End::Eof));
+        let (lines, end) = alice.rest();
+        assert_eq!((lines.last().map(String::as_str), end), (Some("* server is going down"), End::Eof), "{lines:?}");
     }),
     ("stop_by_a_second_signal_is_now", |s| {
-        let mut room = s.start(&["--grace", "60000"]);
-        let _members = room.gather(["alice", "bob"]);
+        // One member does not read its last words, and has a minute to do so.
+        let mut room = s.start(&[&FAST[..], &["--grace", "60000", "--write-timeout", "60000"]].concat());
+        let _slow = stalled_member(&room);
         room.server.signal(Signal::SIGTERM);
         eventually("the first signal is taken", || {
             let waiting = |key| procs::signal_mask(room.server.pid(), key);
             (waiting("SigPnd") | waiting("ShdPnd") == 0).then_some(())
         });
-        // It may be gone already: its members read.
+        // It may be gone already, where the policy has put that member out.
         let _ = kill(Pid::from_raw(room.server.pid()), Signal::SIGTERM);
         assert_eq!(room.server.wait().code(), Some(0), "{}", room.server.log());
         assert_eq!(room.server.family(), []);
@@ -103,6 +100,28 @@ pub const ROWS: &[Row] = &[
     }),
 ];
 
+/// A member with more on its way to it than the kernel takes.
+fn stalled_member(room: &Room) -> Member {
+    let mut slow = Member::connect_small_window(room.server.addr);
+    slow.say("slow");
+    assert!(slow.line().starts_with("* welcome"));
+    let [mut speaker, mut reader] = room.gather(["speaker", "reader"]);
+    // As much as the largest send buffer (tcp_wmem) and the smallest receive buffer hold, and a little more, but less than
+    // an outbox on top of that.
+    let mut heard = 0;
+    while heard < 4 << 20 {
+        speaker.send(format!("{}\n", "x".repeat(1000)).repeat(20));
+        for _ in 0..20 {
+            let line = reader.line();
+            heard += line.len();
+            if line.starts_with("* slow left") {
+                return slow;
+            }
+        }
+    }
+    slow
+}
+
 fn restart(subject: &Subject) {
     let room = subject.start(&[]);
     let [mut alice, mut bob] = room.gather(["alice", "bob"]);
@@ -139,7 +158,7 @@ fn torn_line(subject: &Subject) {
     let torn = room.log_file().lines().last().unwrap_or_default().replace("two", "torn");
     let mut log = OpenOptions::new().append(true).open(room.path().join(LOG)).unwrap();
     log.write_all(&torn.as_bytes()[..torn.len() - 2]).unwrap();
-    let super::Room { server, dir } = room;
+    let Room { server, dir } = room;
     drop(server);
     let room = subject.start_in(dir, &[]);
     let mut carol = room.join("carol");
@@ -174,7 +193,7 @@ fn stopped_by(subject: &Subject, signal: Signal) {
     }
     assert_ne!(nobody.rest().1, End::Silence);
     assert!(Peer::try_connect(room.server.addr).is_err());
-    let super::Room { server, dir } = room;
+    let Room { server, dir } = room;
     drop(server);
     super::only_the_log(dir.path());
     assert!(std::fs::read_to_string(dir.path().join(LOG)).unwrap().contains("<alice> last words"));

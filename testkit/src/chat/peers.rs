@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{FAST, Member, Room, Row, Subject};
+use crate::oracle;
 use crate::peer::{End, Peer};
 use crate::server::eventually;
 
@@ -17,6 +18,19 @@ pub const ROWS: &[Row] = &[
             (0..35).for_each(|i| alice.expect(&format!("<bob> line {i}")));
             // 20 at once, of which the mark above took one, then 10 a second.
             assert!(start.elapsed() > Duration::from_millis(1200), "35 lines in {:?}", start.elapsed());
+        })
+    }),
+    ("flood_without_end_is_ended", |s| {
+        s.abused(&["--rate", "100", "--burst", "5", "--flood-timeout", "500"], |room| {
+            let [mut alice, mut bob] = room.gather(["alice", "bob"]);
+            let sender = bob.peer.send_in_background("again\n".repeat(20_000).into_bytes(), false);
+            let (heard, line) = alice.until("the leave line", |line| line.starts_with("* bob left ("));
+            assert_eq!(line, "* bob left (too fast)");
+            assert!(heard.iter().all(|line| line == "<bob> again"), "{heard:?}");
+            assert!((10..1000).contains(&heard.len()), "{} lines in half a second at 100 a second", heard.len());
+            let (lines, end) = bob.rest();
+            assert!(lines == ["! too-fast write slower, or say less"] || end == End::Reset, "{lines:?}, {end:?}");
+            sender.join().unwrap();
         })
     }),
     ("leave_line_once_whatever_the_cause", leaves),
@@ -47,12 +61,17 @@ pub const ROWS: &[Row] = &[
     }),
     ("silent_member", silent_member),
     ("two_senders_one_order", one_order),
+    ("log_has_the_order_of_the_room", log_order),
     ("three_hundred_join_at_once", join_storm),
     ("one_member_too_many", one_too_many),
     ("two_hundred_come_and_go", |s| {
         s.abused(&FAST, |room| {
             let [mut alice] = room.gather(["alice"]);
-            for round in 0..200 {
+            let mut before = 0;
+            for round in 0..250 {
+                if round == 50 {
+                    before = oracle::memory(&room.server);
+                }
                 let mut bob = room.join(&format!("bob{round}"));
                 bob.say("hi");
                 match round % 4 {
@@ -63,6 +82,8 @@ pub const ROWS: &[Row] = &[
                 }
                 alice.until("the leave line", |line| line.starts_with(&format!("* bob{round} left (")));
             }
+            // What a fiftieth member costs, the two-hundred-and-fiftieth costs no more.
+            eventually("memory returns", || (oracle::memory(&room.server) <= before + 256 * 1024).then_some(()));
         })
     }),
     ("connections_that_never_speak", |s| {
@@ -203,6 +224,25 @@ fn join_storm(subject: &Subject) {
         let lengths: Vec<usize> = orders.iter().map(Vec::len).collect();
         assert_eq!(lengths, (0..300).collect::<Vec<_>>(), "each is told of those who came after it");
         assert!(orders.iter().all(|lines| orders[299].ends_with(lines)), "two orders of joining");
+    });
+}
+
+/// What the room heard is what the log holds.
+fn log_order(subject: &Subject) {
+    subject.abused(&FAST, |room| {
+        let [mut ann, mut bob, mut eve] = room.gather(["ann", "bob", "eve"]);
+        thread::scope(|scope| {
+            for sender in [&mut ann, &mut bob] {
+                scope.spawn(move || (0..200).for_each(|i| sender.say(&format!("line {i}"))));
+            }
+        });
+        let order: Vec<String> = (0..400).map(|_| eve.line()).collect();
+        let logged = || {
+            let text = room.log_file();
+            text.lines().filter_map(|line| Some(line[line.find('<')?..].to_owned())).collect::<Vec<_>>()
+        };
+        eventually("all is in the log", || (logged().len() >= 400).then_some(()));
+        assert!(logged() == order, "the log has another order");
     });
 }
 

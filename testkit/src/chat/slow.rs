@@ -14,7 +14,7 @@ const FLOOD: usize = 32 << 20;
 /// A batch of lines that fits any outbox used here.
 const BATCH: usize = 32;
 
-pub const ROWS: &[Row] = &[("slow_reader", slow_reader)];
+pub const ROWS: &[Row] = &[("slow_reader", slow_reader), ("slow_reader_without_progress", no_progress)];
 
 /// Lines of 900 bytes in batches, each of them read by `reader` before the next one is sent, until `enough`.
 fn speak(speaker: &mut Member, reader: &mut Member, mut enough: impl FnMut() -> bool) -> (usize, Vec<String>) {
@@ -128,4 +128,32 @@ fn blocked(slow: &mut Member, speaker: &mut Member, reader: &mut Member) {
         reading.join().unwrap();
         sender.join().unwrap();
     });
+}
+
+/// A queue with room in it that does not move: the write timeout ends it.
+fn no_progress(subject: &Subject) {
+    if subject.slow_reader() != SlowReader::Kick {
+        return;
+    }
+    let args = [&FAST[..], &["--outbox", "1000000000", "--write-timeout", "700"]].concat();
+    // Without the oracle's look at memory: what an allocator got for a long queue it may keep.
+    let room = subject.start(&args);
+    let mut slow = Member::connect_small_window(room.server.addr);
+    slow.say("slow");
+    assert!(slow.line().starts_with("* welcome"));
+    let [mut speaker, mut reader] = room.gather(["speaker", "reader"]);
+    // More than the kernel's buffers take.
+    let mut said = 0;
+    let (_, others) = speak(&mut speaker, &mut reader, || {
+        said += 1;
+        said > (12 << 20) / (900 * BATCH)
+    });
+    if others.is_empty() {
+        let (before, _) = reader.until("the leave line", |line| line.starts_with("* slow left (slow"));
+        assert_eq!(before, [""; 0]);
+    }
+    // It is put out of the room; what it then reads, if it does, is its own affair.
+    assert_ne!(slow.rest().1, End::Silence);
+    drop((slow, speaker, reader));
+    room.stop();
 }
