@@ -164,7 +164,7 @@ enum Whole {
 }
 
 /// Records of each writer in an experiment; enough that two who sleep in `write` take turns.
-const RECORDS: usize = 32;
+const RECORDS: usize = 64;
 
 /// Each writer's records are made of its own letter: a record with two letters, or a part of one, is not whole.
 fn two_writers(bus: Bus, size: usize) -> Result<Whole> {
@@ -188,10 +188,7 @@ fn two_writers(bus: Bus, size: usize) -> Result<Whole> {
             Err(e) => return Err(e).context("fork"),
         }
     }
-    for child in &writers {
-        until_it_sleeps(*child);
-    }
-    let whole = read_records(bus, &reader, size);
+    let whole = read_records(bus, &reader, size, &writers);
     for child in writers {
         let _ = kill(child, Signal::SIGKILL);
         reap(child)?;
@@ -222,18 +219,20 @@ fn until_it_sleeps(child: Pid) {
         if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['S', 'Z'])) {
             return;
         }
-        thread::sleep(Duration::from_millis(1));
+        thread::yield_now();
     }
 }
 
 /// On a stream of bytes the reader makes the records again, by their size; else one read must be one record.
-fn read_records(bus: Bus, reader: &End, size: usize) -> Result<bool> {
+fn read_records(bus: Bus, reader: &End, size: usize, writers: &[Pid]) -> Result<bool> {
     let framed = boundaries(bus)? == "yes";
     let mut record = vec![0; size.max(BUFFER)];
     for _ in 0..2 * RECORDS {
         let mut filled = 0;
         while filled < size {
-            // In small bites, so that a writer who sleeps in the middle of a record finds room for a part of the rest.
+            writers.iter().for_each(|child| until_it_sleeps(*child));
+            // In small bites: a writer who sleeps in the middle of a record finds room for a part of the rest, and then
+            // the next one for a part of his.
             let end = if framed { record.len() } else { size.min(filled + 4096) };
             let n = reader.get(record.get_mut(filled..end).unwrap_or_default()).context("read")?;
             filled += n;
