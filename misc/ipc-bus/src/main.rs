@@ -99,7 +99,7 @@ fn rates(buses: &[Bus], args: &Args, missing: &mut Missing) -> Result<()> {
         };
         let large = measure(*bus, 1024, load)?;
         say(format_args!(
-            "{:20} {:>10.0} {:>8.2} {:>13.2} {:>11.0} {:>8.2}",
+            "{:20} {:>10.0} {:>8.2} {:>13.3} {:>11.0} {:>8.2}",
             bus.name(),
             small.per_second,
             small.of_pipe,

@@ -179,7 +179,7 @@ fn heed_sigint() -> io::Result<()> {
 #[test]
 fn a_signal_at_any_moment_leaves_nothing_behind() {
     let mut met = 0;
-    for trial in 0..40 {
+    for trial in 0..24 {
         let dir = tempfile::tempdir().unwrap();
         let names = || fs::read_dir(dir.path()).unwrap().count();
         let mut command = bus();
@@ -201,7 +201,10 @@ fn a_signal_at_any_moment_leaves_nothing_behind() {
             thread::sleep(Duration::from_millis(trial * 5));
         }
         let sent = if trial % 4 < 2 { Signal::SIGTERM } else { Signal::SIGINT };
-        kill(Pid::from_raw(pid), sent).unwrap();
+        // Unless it was quicker than this test, and has been reaped.
+        if child.try_wait().unwrap().is_none() {
+            kill(Pid::from_raw(pid), sent).unwrap();
+        }
         let status = child.wait().unwrap();
         assert!(status.signal() == Some(sent as i32) || status.success(), "{status:?}");
         assert_eq!(names(), 0, "trial {trial}");
