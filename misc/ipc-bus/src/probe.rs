@@ -164,7 +164,7 @@ enum Whole {
 }
 
 /// Records of each writer in an experiment; enough that two who sleep in `write` take turns.
-const RECORDS: usize = 64;
+const RECORDS: usize = 32;
 
 /// Each writer's records are made of its own letter: a record with two letters, or a part of one, is not whole.
 fn two_writers(bus: Bus, size: usize) -> Result<Whole> {
@@ -219,7 +219,7 @@ fn until_it_sleeps(child: Pid) {
         if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['S', 'Z'])) {
             return;
         }
-        thread::yield_now();
+        thread::sleep(Duration::from_micros(100));
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Command, Output};
 
 const WRITERS: u64 = 4;
-const LINES: u64 = 1000;
+const LINES: u64 = 100;
 const SIZE: u64 = 120;
 
 fn run(args: &[&str]) -> Output {

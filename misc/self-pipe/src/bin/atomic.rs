@@ -1,7 +1,7 @@
 //! pselect, ppoll, epoll_pwait: the signal is blocked, and the call unblocks it and sleeps in one step.
 //!
 //! Run: cargo run -p self-pipe --bin atomic -- --call ppoll
-//! Try: grep Sig /proc/$(pgrep -x atomic)/status
+//! Try: target/debug/atomic --window 5000 & sleep 1; grep -E 'Pnd|Blk' /proc/$!/status
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::ExitCode;
