@@ -66,7 +66,9 @@ pub fn writer(job: &Job, log: &Log, shared: &File, wait: &OwnedFd, gate: OwnedFd
     let _ = read(wait, &mut [0]);
     let outcome = if getppid() == job.parent { write_lines(job, log, shared) } else { Ok(()) };
     if let Err(e) = &outcome {
-        let _ = writeln!(io::stderr(), "log-race: writer {}: {e}", job.number);
+        // One write, here too: the others may have the same to say.
+        let text = format!("log-race: writer {}: {e}\n", job.number);
+        let _ = io::stderr().write_all(text.as_bytes());
     }
     // SAFETY: _exit, not exit: nothing of the parent's runs at the child's end.
     unsafe { libc::_exit(i32::from(outcome.is_err())) }
