@@ -1,0 +1,207 @@
+//! Seven ways to carry a message from many processes to one.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_receive, mq_send, mq_unlink};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, recv, send, socket, socketpair,
+};
+use nix::sys::stat::Mode;
+use nix::unistd::{pipe2, read, write};
+use tempfile::TempDir;
+
+/// The kernel lacks a bus, or forbids it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: not available: {1}")]
+pub struct Unavailable(&'static str, Errno);
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Bus {
+    Pipe,
+    PipeDirect,
+    Seqpacket,
+    Dgram,
+    DgramNamed,
+    Mq,
+    Stream,
+}
+
+impl Bus {
+    pub fn name(self) -> &'static str {
+        match self {
+            Bus::Pipe => "pipe",
+            Bus::PipeDirect => "pipe, O_DIRECT",
+            Bus::Seqpacket => "Unix SEQPACKET pair",
+            Bus::Dgram => "Unix DGRAM pair",
+            Bus::DgramNamed => "Unix DGRAM by name",
+            Bus::Mq => "POSIX message queue",
+            Bus::Stream => "Unix STREAM pair",
+        }
+    }
+
+    /// Both ends. What needs a name loses it before this returns: the open ends live on without.
+    pub fn open(self) -> Result<(End, End)> {
+        let _shielded = Shielded::new()?;
+        let names = Names::new()?;
+        self.open_at(&names)
+    }
+
+    pub fn open_at(self, names: &Names) -> Result<(End, End)> {
+        let pair = |kind| socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).context("socketpair");
+        let (reader, writer) = match self {
+            Bus::Pipe => pipe2(OFlag::O_CLOEXEC).context("pipe2")?,
+            // Packet mode: each write is a packet, each read takes one.
+            Bus::PipeDirect => match pipe2(OFlag::O_CLOEXEC | OFlag::O_DIRECT) {
+                Err(e @ Errno::EINVAL) => return Err(Unavailable(self.name(), e).into()),
+                ends => ends.context("pipe2")?,
+            },
+            Bus::Seqpacket => pair(SockType::SeqPacket)?,
+            Bus::Dgram => pair(SockType::Datagram)?,
+            Bus::Stream => pair(SockType::Stream)?,
+            Bus::DgramNamed => names.socket()?,
+            Bus::Mq => names.queue()?,
+        };
+        Ok((End { bus: self, fd: reader }, End { bus: self, fd: writer }))
+    }
+}
+
+/// One end. Its calls return what the kernel returned: what they do at the edges is the lesson.
+pub struct End {
+    bus: Bus,
+    fd: OwnedFd,
+}
+
+impl End {
+    pub fn put(&self, message: &[u8]) -> nix::Result<usize> {
+        match self.bus {
+            Bus::Pipe | Bus::PipeDirect => write(&self.fd, message),
+            Bus::Mq => mq_send(&self.mqd(), message, 0).map(|()| message.len()),
+            _ => send(self.fd.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL),
+        }
+    }
+
+    pub fn get(&self, buffer: &mut [u8]) -> nix::Result<usize> {
+        match self.bus {
+            Bus::Pipe | Bus::PipeDirect => read(&self.fd, buffer),
+            Bus::Mq => mq_receive(&self.mqd(), buffer, &mut 0),
+            _ => recv(self.fd.as_raw_fd(), buffer, MsgFlags::empty()),
+        }
+    }
+
+    /// The flag belongs to the open file: both ends are open files of their own. F_SETFL sets all flags, so those that
+    /// are there must be handed in again: without O_DIRECT a pipe forgets its packets.
+    pub fn set_nonblocking(&self) -> Result<()> {
+        let flags = OFlag::from_bits_retain(fcntl(&self.fd, FcntlArg::F_GETFL).context("F_GETFL")?);
+        fcntl(&self.fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).context("F_SETFL")?;
+        Ok(())
+    }
+
+    /// On Linux a message queue is a descriptor, and MqdT does not close: this is a view of it.
+    fn mqd(&self) -> MqdT {
+        // SAFETY: the descriptor is open, and stays `fd`'s.
+        unsafe { MqdT::from_raw_fd(self.fd.as_raw_fd()) }
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A private directory and the name of a queue, both removed in the end. Make them while shielded.
+pub struct Names {
+    dir: TempDir,
+    queue: String,
+}
+
+static QUEUES: AtomicU32 = AtomicU32::new(0);
+
+impl Names {
+    pub fn new() -> Result<Names> {
+        let dir = tempfile::Builder::new().prefix("ipc-bus-").tempdir().context("temporary directory")?;
+        let queue = format!("/ipc-bus-{}-{}", std::process::id(), QUEUES.fetch_add(1, Relaxed));
+        Ok(Names { dir, queue })
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    fn socket(&self) -> Result<(OwnedFd, OwnedFd)> {
+        let reader = unix_dgram()?;
+        bind(reader.as_raw_fd(), &UnixAddr::new(&self.path())?).context("bind")?;
+        Ok((reader, self.connected()?))
+    }
+
+    pub fn connected(&self) -> Result<OwnedFd> {
+        let writer = unix_dgram()?;
+        connect(writer.as_raw_fd(), &UnixAddr::new(&self.path())?).context("connect")?;
+        Ok(writer)
+    }
+
+    fn queue(&self) -> Result<(OwnedFd, OwnedFd)> {
+        let reader = self.queue_end(MQ_OFlag::O_CREAT | MQ_OFlag::O_EXCL | MQ_OFlag::O_RDONLY)?;
+        Ok((reader, self.queue_end(MQ_OFlag::O_WRONLY)?))
+    }
+
+    /// An end of the queue that is there.
+    pub fn open_queue(&self) -> Result<End> {
+        Ok(End { bus: Bus::Mq, fd: self.queue_end(MQ_OFlag::O_RDONLY)? })
+    }
+
+    fn queue_end(&self, flags: MQ_OFlag) -> Result<OwnedFd> {
+        let of = |file: &str, fallback| {
+            let text = fs::read_to_string(Path::new("/proc/sys/fs/mqueue").join(file)).unwrap_or_default();
+            text.trim().parse().unwrap_or(fallback)
+        };
+        let attr = MqAttr::new(0, of("msg_default", 10), of("msgsize_default", 8192), 0);
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        match mq_open(self.queue.as_str(), flags | MQ_OFlag::O_CLOEXEC, mode, Some(&attr)) {
+            // SAFETY: the kernel has just made it, and nobody else has it.
+            Ok(mqd) => Ok(unsafe { OwnedFd::from_raw_fd(mqd.into_raw_fd()) }),
+            // Not in this kernel, not allowed, or RLIMIT_MSGQUEUE is too small for one.
+            Err(e @ (Errno::ENOSYS | Errno::EPERM | Errno::EACCES | Errno::EMFILE)) => {
+                Err(Unavailable(Bus::Mq.name(), e).into())
+            }
+            Err(e) => Err(e).context("mq_open"),
+        }
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        // The directory goes by itself; a queue that was never made is no error.
+        let _ = mq_unlink(self.queue.as_str());
+    }
+}
+
+fn unix_dgram() -> Result<OwnedFd> {
+    socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).context("socket")
+}
+
+/// While this lives, Ctrl-C and its relatives wait: names are in the file system and the queues only in between.
+pub struct Shielded(SigSet);
+
+impl Shielded {
+    pub fn new() -> Result<Shielded> {
+        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
+        let mut before = SigSet::empty();
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before)).context("sigprocmask")?;
+        Ok(Shielded(before))
+    }
+}
+
+impl Drop for Shielded {
+    fn drop(&mut self) {
+        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.0), None);
+    }
+}

@@ -1,0 +1,128 @@
+//! Many writers, one reader, a round of messages: how many a second, and in how many reads.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2, read};
+
+use crate::bus::{Bus, End};
+use crate::process::{die_with, leave, reap, watchdog};
+
+#[derive(Clone, Copy)]
+pub struct Load {
+    pub writers: u32,
+    /// Of each writer.
+    pub messages: u32,
+    pub rounds: u32,
+}
+
+/// What one bus did, in the median round.
+pub struct Rate {
+    pub per_second: f64,
+    pub reads_per_message: f64,
+    /// The rate divided by the rate of a pipe in the same round.
+    pub of_pipe: f64,
+}
+
+/// Each round is a pair, the pipe and this bus: what slows the machine down slows both.
+pub fn measure(bus: Bus, size: usize, load: Load) -> Result<Rate> {
+    let mut rounds = Vec::new();
+    for _ in 0..load.rounds {
+        let pipe = round(Bus::Pipe, size, load)?.per_second;
+        let rate = round(bus, size, load)?;
+        rounds.push(Rate { of_pipe: rate.per_second / pipe, ..rate });
+    }
+    rounds.sort_by(|a, b| a.of_pipe.total_cmp(&b.of_pipe));
+    let middle = rounds.len() / 2;
+    rounds.into_iter().nth(middle).context("no round was run")
+}
+
+fn round(bus: Bus, size: usize, load: Load) -> Result<Rate> {
+    watchdog()?;
+    let (reader, writer) = bus.open()?;
+    let (wait, gate) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
+    let mut children = Vec::new();
+    for number in 0..load.writers {
+        let letter = b'a' + (number % 26) as u8;
+        let job = Job { end: &writer, letter, size, messages: load.messages, wait: &wait, parent: getpid() };
+        // SAFETY: this process has one thread, so the child may do whatever the parent may.
+        match unsafe { fork() } {
+            Ok(ForkResult::Child) => sender(&job, gate),
+            Ok(ForkResult::Parent { child }) => children.push(child),
+            Err(e) => return Err(e).context("fork"),
+        }
+    }
+    // The children's copies are the only ones: where there is an end of file, a dead writer shows as one.
+    drop(writer);
+    let began = Instant::now();
+    // End of file at the other end: all of them start now.
+    drop(gate);
+    let total = load.writers as usize * load.messages as usize;
+    let reads = receive(&reader, size, total);
+    let seconds = began.elapsed().as_secs_f64();
+    for child in children {
+        if reads.is_err() {
+            let _ = kill(child, Signal::SIGKILL);
+        }
+        reap(child)?;
+    }
+    let reads = reads.with_context(|| bus.name())?;
+    Ok(Rate { per_second: total as f64 / seconds, reads_per_message: reads as f64 / total as f64, of_pipe: 1.0 })
+}
+
+/// What a writer does in a round.
+struct Job<'a> {
+    end: &'a End,
+    letter: u8,
+    size: usize,
+    messages: u32,
+    wait: &'a OwnedFd,
+    parent: Pid,
+}
+
+fn sender(job: &Job, gate: OwnedFd) -> ! {
+    die_with(job.parent);
+    drop(gate);
+    let _ = read(job.wait, &mut [0]);
+    let message = vec![job.letter; job.size];
+    for _ in 0..job.messages {
+        // No message is larger than PIPE_BUF, so none is written in part.
+        if job.end.put(&message) != Ok(job.size) {
+            leave(1);
+        }
+    }
+    leave(0)
+}
+
+/// Reads until all have arrived; each must be whole.
+fn receive(reader: &End, size: usize, total: usize) -> Result<usize> {
+    let mut buffer = vec![0; 65_536];
+    let (mut reads, mut filled, mut received) = (0, 0, 0);
+    let mut at_last_alarm = 0;
+    while received < total {
+        let n = match reader.get(buffer.get_mut(filled..).unwrap_or_default()) {
+            // A long round, and messages came since the last alarm.
+            Err(Errno::EINTR) if received > at_last_alarm => {
+                at_last_alarm = received;
+                continue;
+            }
+            Err(Errno::EINTR) => bail!("the writers have been silent for too long"),
+            n => n.context("read")?,
+        };
+        ensure!(n > 0, "the writers have ended too early");
+        reads += 1;
+        filled += n;
+        let whole = filled - filled % size;
+        for message in buffer.get(..whole).unwrap_or_default().chunks(size) {
+            ensure!(message.first() == message.last(), "two writers' bytes are in one message");
+            received += 1;
+        }
+        buffer.copy_within(whole..filled, 0);
+        filled -= whole;
+    }
+    Ok(reads)
+}

@@ -1,0 +1,56 @@
+//! `Command` keeps the blocked mask: a child of a signalfd server cannot be ended with SIGTERM, unless it is told.
+//!
+//! Run: cargo run -p self-pipe --bin mask
+//! Try: cargo run -p self-pipe --bin mask -- --clear
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use self_pipe::{end, say};
+
+/// What a child made by Command inherits of the signal mask
+#[derive(Parser)]
+struct Args {
+    /// The cure: clear the mask in the child, between fork and exec
+    #[arg(long)]
+    clear: bool,
+    /// The child: print the mask
+    #[arg(long, hide = true)]
+    child: bool,
+}
+
+fn main() -> ExitCode {
+    end("mask", run(&Args::parse()))
+}
+
+fn run(args: &Args) -> Result<()> {
+    if args.child {
+        return print("child ");
+    }
+    // As a server does that reads its signals from a signalfd.
+    SigSet::from_iter([Signal::SIGUSR1, Signal::SIGTERM]).thread_set_mask().context("sigprocmask")?;
+    print("parent")?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("--child");
+    if args.clear {
+        let clear = || sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(Into::into);
+        // SAFETY: the closure makes one async-signal-safe call.
+        unsafe { command.pre_exec(clear) };
+    }
+    let status = command.status().context("/proc/self/exe")?;
+    if !status.success() {
+        bail!("the child: {status}");
+    }
+    Ok(())
+}
+
+fn print(who: &str) -> Result<()> {
+    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or_default().trim();
+    say(format_args!("{who} SigBlk {mask}"));
+    Ok(())
+}
