@@ -2,9 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -15,6 +16,7 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::record::{Answer, HEAD, MAX_N, Nonce, Question};
 use crate::rundir::reply_path;
@@ -29,6 +31,8 @@ pub enum Way {
     Signals,
     /// The Unix socket, where the kernel says who asks.
     Unix,
+    /// TCP, where nobody does.
+    Tcp(SocketAddr),
 }
 
 /// A client of the server in one directory.
@@ -37,7 +41,10 @@ pub struct Client {
     dir: PathBuf,
     way: Way,
     deadline: Duration,
-    server: OwnedFd,
+    /// Between a look at the reply FIFO and the wait for it. Whatever comes meanwhile is not lost.
+    pub window: Duration,
+    /// The server's process; unknown over TCP.
+    server: Option<OwnedFd>,
     wake: Option<SignalFd>,
 }
 
@@ -74,7 +81,10 @@ impl Client {
     /// # Errors
     /// Where no server runs in `dir`.
     pub fn new(dir: &Path, way: Way, deadline: Duration) -> Result<Self> {
-        let server = server_of(dir).with_context(|| format!("no server in {}", dir.display()))?;
+        let server = match way {
+            Way::Tcp(_) => None,
+            _ => Some(server_of(dir).with_context(|| format!("no server in {}", dir.display()))?),
+        };
         let wake = match way {
             Way::Signals => {
                 let set = SigSet::from_iter([Signal::SIGUSR1]);
@@ -86,7 +96,7 @@ impl Client {
             }
             _ => None,
         };
-        Ok(Self { dir: dir.to_owned(), way, deadline, server, wake })
+        Ok(Self { dir: dir.to_owned(), way, deadline, window: Duration::ZERO, server, wake })
     }
 
     /// Asks for `n` numbers and waits for them, for the server's end, or for the deadline.
@@ -97,7 +107,14 @@ impl Client {
         let pid = i32::try_from(std::process::id()).context("pid")?;
         let question = Question { nonce: random().context("getrandom")?, n, pid };
         let bytes = match self.way {
-            Way::Unix => self.over_socket(&question)?,
+            Way::Unix => {
+                let path = self.dir.join("sock");
+                let addr = SockAddr::unix(&path).with_context(|| path.display().to_string())?;
+                self.over_socket(&question, Domain::UNIX, &addr, &path.display().to_string())?
+            }
+            Way::Tcp(addr) => {
+                self.over_socket(&question, Domain::for_address(addr), &addr.into(), &addr.to_string())?
+            }
             Way::Fifo | Way::Signals => self.over_fifo(&question)?,
         };
         let answer = Answer::from_bytes(&bytes).ok_or_else(|| anyhow!("the answer is not a whole record"))?;
@@ -122,9 +139,9 @@ impl Client {
             }
         }
         let bytes = self.read_reply(reply, until)?;
-        if self.way == Way::Signals {
+        if let (Way::Signals, Some(server)) = (self.way, &self.server) {
             // The acknowledgement: to the descriptor, so that it can reach nobody but the server we asked.
-            pidfd_send_signal(&self.server, libc::SIGUSR1).context("acknowledge")?;
+            pidfd_send_signal(server, libc::SIGUSR1).context("acknowledge")?;
         }
         Ok(bytes)
     }
@@ -139,6 +156,7 @@ impl Client {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 Err(e) => return Err(e).context("read the reply FIFO"),
             }
+            thread::sleep(self.window);
             self.wait(&reply, PollFlags::POLLIN, until)?;
         }
     }
@@ -147,11 +165,12 @@ impl Client {
     fn wait(&self, file: &impl AsFd, what: PollFlags, until: Instant) -> Result<()> {
         let left = until.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "no answer within {} ms", self.deadline.as_millis());
-        let mut fds = vec![PollFd::new(file.as_fd(), what), PollFd::new(self.server.as_fd(), PollFlags::POLLIN)];
-        if let Some(wake) = &self.wake {
-            fds.push(PollFd::new(wake.as_fd(), PollFlags::POLLIN));
-        }
-        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+        let mut fds = vec![PollFd::new(file.as_fd(), what)];
+        fds.extend(self.server.iter().map(|server| PollFd::new(server.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.wake.iter().map(|wake| PollFd::new(wake.as_fd(), PollFlags::POLLIN)));
+        // Rounded up: with less than a millisecond left, poll would not sleep at all.
+        let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e).context("poll"),
         }
@@ -168,13 +187,16 @@ impl Client {
         Ok(())
     }
 
-    fn over_socket(&self, question: &Question) -> Result<Vec<u8>> {
-        let path = self.dir.join("sock");
-        let mut conn = UnixStream::connect(&path).with_context(|| format!("connect {}", path.display()))?;
-        conn.set_read_timeout(Some(self.deadline)).context("SO_RCVTIMEO")?;
+    /// A connection carries the answer back to whoever asked: no name, no nonce in a name, nothing to remove.
+    fn over_socket(&self, question: &Question, domain: Domain, addr: &SockAddr, name: &str) -> Result<Vec<u8>> {
+        let mut conn = Socket::new(domain, Type::STREAM, None).context("socket")?;
+        let patience = Some(self.deadline.max(Duration::from_millis(1)));
+        conn.set_read_timeout(patience).context("SO_RCVTIMEO")?;
+        conn.set_write_timeout(patience).context("SO_SNDTIMEO")?;
+        conn.connect(addr).with_context(|| format!("connect {name}"))?;
         conn.write_all(&question.to_bytes()).context("write")?;
         let mut head = [0u8; HEAD];
-        let late = |e: io::Error| anyhow!("no answer from {}: {e}", path.display());
+        let late = |e: io::Error| anyhow!("no answer from {name}: {e}");
         conn.read_exact(&mut head).map_err(late)?;
         let count = u16::from_le_bytes([head[6], head[7]]).min(MAX_N as u16);
         let mut bytes = head.to_vec();

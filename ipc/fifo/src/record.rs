@@ -133,6 +133,12 @@ impl Decoder {
         self.held.extend_from_slice(bytes);
     }
 
+    /// True where no part of a question waits for the rest of it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// The next whole question. A record that does not check costs one byte, not its length: the next may begin in it.
     pub fn next_question(&mut self) -> Option<Question> {
         let mut at = 0;

@@ -3,15 +3,24 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
+use nix::unistd::{Pid, mkfifo};
 
 use crate::record::Nonce;
 use crate::sys::my_uid;
+
+/// A client looks for a server by trying the lock, and holds it for an instant: so often it is tried again.
+const TRIES: u32 = 10;
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+/// A reply FIFO so old, of a client that is gone, is of no use to anybody.
+const STALE: Duration = Duration::from_secs(10);
 
 /// `$XDG_RUNTIME_DIR/fifo-demo`, or one under /tmp that carries the user's number.
 #[must_use]
@@ -55,7 +64,7 @@ impl RunDir {
         let mut how = OpenOptions::new();
         how.create(true).truncate(false).read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let file = how.open(&path).with_context(|| format!("open {}", path.display()))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        let lock = lock(file).map_err(|errno| match errno {
             Errno::EWOULDBLOCK => anyhow!("{}: another server is running here", dir.display()),
             other => anyhow!("flock {}: {other}", path.display()),
         })?;
@@ -72,6 +81,23 @@ impl RunDir {
         Ok(held)
     }
 
+    /// Removes the reply FIFOs of clients that were killed. One that lives removes its own; and one in another pid
+    /// namespace, whose number means nobody here, has had its answer long before its name is stale.
+    pub fn sweep_stale(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name.strip_prefix("reply.").and_then(|rest| rest.split('.').next()?.parse().ok());
+            let Some(pid) = pid.filter(|pid| *pid > 1) else { continue };
+            let gone = kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH);
+            let stale = |meta: fs::Metadata| {
+                meta.file_type().is_fifo() && meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STALE))
+            };
+            if gone && fs::symlink_metadata(entry.path()).is_ok_and(stale) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Removes the FIFOs and sockets with names of ours; a plain file or a link put there is not ours to remove.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
@@ -83,6 +109,17 @@ impl RunDir {
             }
         }
     }
+}
+
+fn lock(mut file: File) -> Result<Flock<File>, Errno> {
+    for _ in 1..TRIES {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((again, Errno::EWOULDBLOCK)) => file = again,
+            done => return done.map_err(|(_, errno)| errno),
+        }
+        thread::sleep(TRY_AGAIN);
+    }
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)
 }
 
 impl Drop for RunDir {

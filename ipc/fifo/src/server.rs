@@ -1,10 +1,11 @@
-//! The server's loop: one poll over the request FIFO, the signals and the Unix socket. It waits for no client.
+//! The server's loop: one poll over the request FIFO, the signals and the sockets. It waits for no client.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,16 +15,24 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use serde::Serialize;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::client::hex;
-use crate::record::{Answer, Decoder, MAX_N, Question, Status};
+use crate::numbers::Numbers;
+use crate::record::{Answer, Decoder, Question, Status};
 use crate::rundir::{RunDir, reply_path};
 use crate::sys::{expects, my_uid, open_fifo, pidfd_open, pidfd_send_signal, random};
 
 const ACK_DEADLINE: Duration = Duration::from_secs(1);
 const OUTSTANDING: usize = 64;
 const MAX_CONNS: usize = 64;
-const IDLE: Duration = Duration::from_secs(60);
+const BACKLOG: i32 = 1024;
+/// Without a descriptor to be had, accept would fail at once again and again: so long it is not tried.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Junk is told of so often at most, with the number of bytes since: nobody fills the log through the FIFO.
+const JUNK_PAUSE: Duration = Duration::from_secs(1);
+/// So often at most the directory is searched for what killed clients left.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// What happened, one object a line with `--events`.
 #[derive(Debug, Serialize)]
@@ -43,8 +52,25 @@ pub enum Event {
     Ack { pid: u32 },
     /// It did not within the deadline.
     AckLate { pid: i32 },
-    /// Bytes in the FIFO that are no question.
+    /// A connection is over.
+    Closed { pid: i32, why: &'static str },
+    /// Bytes that are no question, since this was last said.
     Junk { bytes: u64 },
+}
+
+/// How to serve.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Wake clients with SIGUSR1, and await theirs.
+    pub wake: bool,
+    /// The same numbers every time.
+    pub seed: Option<u64>,
+    /// Serve on this TCP port of 127.0.0.1 too; 0 takes any.
+    pub tcp: Option<u16>,
+    /// A question on a connection must be whole so long after the connect, or after its first byte.
+    pub line_timeout: Duration,
+    /// A connection may rest so long between an answer and the next question.
+    pub idle_timeout: Duration,
 }
 
 /// The server and what it holds.
@@ -53,46 +79,66 @@ pub struct Server<'a> {
     req: File,
     decoder: Decoder,
     signals: SignalFd,
-    wake: bool,
-    listener: UnixListener,
+    options: Options,
+    listeners: Vec<Socket>,
+    accept_after: Option<Instant>,
     conns: Vec<Conn>,
     acks: HashMap<i32, Instant>,
-    state: u64,
+    numbers: Numbers,
     junk: u64,
+    junk_told: Option<Instant>,
+    swept: Instant,
     event: Box<dyn FnMut(&Event) + 'a>,
 }
 
 struct Conn {
-    stream: UnixStream,
+    stream: Socket,
     decoder: Decoder,
     pid: i32,
-    since: Instant,
+    from: &'static str,
+    deadline: Instant,
 }
 
 impl<'a> Server<'a> {
     /// Blocks the signals first, so that none can end the process between the first file and the last.
     ///
     /// # Errors
-    /// Where the directory cannot be had.
-    pub fn new(
-        dir: &std::path::Path,
-        wake: bool,
-        seed: Option<u64>,
-        event: Box<dyn FnMut(&Event) + 'a>,
-    ) -> Result<Self> {
+    /// Where the directory, or the port, cannot be had.
+    pub fn new(dir: &Path, options: Options, event: Box<dyn FnMut(&Event) + 'a>) -> Result<Self> {
         let set = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1]);
         set.thread_block().context("sigprocmask")?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?;
         let run = RunDir::claim(dir)?;
         // Read and write: our own write end keeps end of file away, so that poll sleeps when nobody asks.
         let req = open_fifo(&run.dir.join("req"), true, true).context("open req")?;
-        let listener = UnixListener::bind(run.dir.join("sock")).context("bind sock")?;
-        listener.set_nonblocking(true).context("O_NONBLOCK")?;
+        let mut listeners = vec![listen_unix(&run.dir.join("sock"))?];
+        if let Some(port) = options.tcp {
+            listeners.push(listen_tcp(port)?);
+        }
         let [a, b, c, d, e, f, g, h, ..] = random().context("getrandom")?;
-        let state = seed.unwrap_or(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
-        let decoder = Decoder::default();
-        let (conns, acks) = (Vec::new(), HashMap::new());
-        Ok(Self { run, req, decoder, signals, wake, listener, conns, acks, state, junk: 0, event })
+        let numbers = Numbers::new(options.seed.unwrap_or(u64::from_le_bytes([a, b, c, d, e, f, g, h])));
+        Ok(Self {
+            run,
+            req,
+            decoder: Decoder::default(),
+            signals,
+            options,
+            listeners,
+            accept_after: None,
+            conns: Vec::new(),
+            acks: HashMap::new(),
+            numbers,
+            junk: 0,
+            junk_told: None,
+            swept: Instant::now(),
+            event,
+        })
+    }
+
+    /// Where the TCP twin listens.
+    #[must_use]
+    pub fn tcp_addr(&self) -> Option<SocketAddr> {
+        self.listeners.iter().find_map(|listener| listener.local_addr().ok()?.as_socket())
     }
 
     /// Serves until SIGINT, SIGTERM or SIGHUP.
@@ -109,35 +155,56 @@ impl<'a> Server<'a> {
             if is(1) {
                 self.read_requests()?;
             }
+            let first = 2 + self.listeners.len();
             // From the back, so that removing one leaves the places of the others.
             for at in (0..self.conns.len()).rev() {
-                let idle = self.conns.get(at).is_some_and(|conn| conn.since.elapsed() > IDLE);
-                if idle || (is(3 + at) && !self.read_conn(at)) {
-                    self.conns.swap_remove(at);
+                let over = match is(first + at) {
+                    true => self.read_conn(at).err(),
+                    false => self.late_conn(at),
+                };
+                if let Some(why) = over {
+                    let conn = self.conns.swap_remove(at);
+                    (self.event)(&Event::Closed { pid: conn.pid, why });
                 }
             }
-            if is(2) {
-                self.accept();
+            for at in (0..self.listeners.len()).filter(|at| is(2 + at)) {
+                self.accept(at);
             }
             self.late_acks();
+            self.tell_junk();
         }
     }
 
-    fn poll(&self) -> Result<Vec<bool>> {
-        let listen = if self.conns.len() < MAX_CONNS { PollFlags::POLLIN } else { PollFlags::empty() };
+    fn poll(&mut self) -> Result<Vec<bool>> {
+        let now = Instant::now();
+        self.accept_after = self.accept_after.filter(|after| *after > now);
+        let full = self.conns.len() >= MAX_CONNS || self.accept_after.is_some();
+        let listen = if full { PollFlags::empty() } else { PollFlags::POLLIN };
         let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.req.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), listen),
         ];
+        fds.extend(self.listeners.iter().map(|listener| PollFd::new(listener.as_fd(), listen)));
         fds.extend(self.conns.iter().map(|conn| PollFd::new(conn.stream.as_fd(), PollFlags::POLLIN)));
-        let quiet = self.acks.is_empty() && self.conns.is_empty();
-        let timeout = if quiet { PollTimeout::NONE } else { PollTimeout::from(500u16) };
+        let timeout = match self.next_deadline() {
+            None => PollTimeout::NONE,
+            // Rounded up: woken a fraction too early, it would go round until the deadline.
+            Some(at) => PollTimeout::try_from(at.saturating_duration_since(now) + Duration::from_millis(1))
+                .unwrap_or(PollTimeout::MAX),
+        };
         match poll(&mut fds, timeout) {
             Ok(_) => Ok(fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()),
             Err(Errno::EINTR) => Ok(Vec::new()),
             Err(e) => Err(e).context("poll"),
         }
+    }
+
+    /// With nothing under way there is none, and poll sleeps until somebody asks.
+    fn next_deadline(&self) -> Option<Instant> {
+        let acks = self.acks.values().map(|since| *since + ACK_DEADLINE);
+        let conns = self.conns.iter().map(|conn| conn.deadline);
+        let junk = self.junk_told.filter(|_| self.junk > 0).map(|told| told + JUNK_PAUSE);
+        acks.chain(conns).chain(junk).chain(self.accept_after).min()
     }
 
     /// True once it is time to end.
@@ -164,9 +231,10 @@ impl<'a> Server<'a> {
         while let Some(question) = self.decoder.next_question() {
             self.reply(&question);
         }
-        if self.decoder.junk > self.junk {
-            (self.event)(&Event::Junk { bytes: self.decoder.junk - self.junk });
-            self.junk = self.decoder.junk;
+        self.junk += std::mem::take(&mut self.decoder.junk);
+        if self.swept.elapsed() > SWEEP_PAUSE {
+            self.run.sweep_stale();
+            self.swept = Instant::now();
         }
         Ok(())
     }
@@ -174,16 +242,23 @@ impl<'a> Server<'a> {
     fn reply(&mut self, question: &Question) {
         let (pid, nonce) = (question.pid, hex(&question.nonce));
         (self.event)(&Event::Question { pid, nonce: nonce.clone(), n: question.n, from: "fifo" });
-        let answer = self.answer(question);
+        let answer = match pid {
+            ..=1 => Answer { nonce: question.nonce, status: Status::Pid, values: Vec::new() },
+            _ => self.numbers.answer(question.nonce, question.n),
+        };
         let path = reply_path(&self.run.dir, pid, &question.nonce);
-        // ENXIO: the client left. Its pipe is empty and 64 KiB long: a write of one record never waits.
+        // Its pipe is empty and 64 KiB long: a write of one record never waits, and never goes in half.
         let sent = open_fifo(&path, false, true).and_then(|mut fifo| fifo.write(&answer.to_bytes()));
         if let Err(e) = sent {
+            // ENXIO: the client left. It opened its end before it asked, so nobody will ever open this one.
+            if e.raw_os_error() == Some(libc::ENXIO) {
+                let _ = fs::remove_file(&path);
+            }
             (self.event)(&Event::Dropped { pid, nonce, why: e.to_string() });
             return;
         }
         (self.event)(&Event::Answer { pid, nonce, nb: answer.values.len(), status: format!("{:?}", answer.status) });
-        if self.wake && answer.status != Status::Pid {
+        if self.options.wake && answer.status != Status::Pid {
             self.signal(pid);
         }
     }
@@ -219,63 +294,101 @@ impl<'a> Server<'a> {
         }
     }
 
-    fn accept(&mut self) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
-        // The kernel's word, taken at connect: this one cannot be claimed.
-        let Ok(who) = getsockopt(&stream, PeerCredentials) else { return };
-        let ours = who.uid() == my_uid();
-        if ours && stream.set_nonblocking(true).is_ok() {
-            self.conns.push(Conn { stream, decoder: Decoder::default(), pid: who.pid(), since: Instant::now() });
+    fn tell_junk(&mut self) {
+        if self.junk > 0 && self.junk_told.is_none_or(|told| told.elapsed() >= JUNK_PAUSE) {
+            (self.event)(&Event::Junk { bytes: std::mem::take(&mut self.junk) });
+            self.junk_told = Some(Instant::now());
         }
     }
 
-    /// False once the connection is over.
-    fn read_conn(&mut self, at: usize) -> bool {
-        let Some(conn) = self.conns.get_mut(at) else { return false };
+    fn accept(&mut self, at: usize) {
+        let Some(listener) = self.listeners.get(at) else { return };
+        let (stream, peer) = match listener.accept() {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) {
+                    self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                }
+                return;
+            }
+        };
+        let (pid, from) = match peer.is_unix() {
+            // The kernel's word, taken at connect: this one cannot be claimed.
+            true => match getsockopt(&stream, PeerCredentials) {
+                Ok(who) if who.uid() == my_uid() => (who.pid(), "unix"),
+                _ => return,
+            },
+            // TCP names an address and no process: any user of this machine may ask.
+            false => (0, "tcp"),
+        };
+        if stream.set_nonblocking(true).is_ok() {
+            let deadline = Instant::now() + self.options.line_timeout;
+            self.conns.push(Conn { stream, decoder: Decoder::default(), pid, from, deadline });
+        }
+    }
+
+    fn late_conn(&self, at: usize) -> Option<&'static str> {
+        let late = self.conns.get(at).is_some_and(|conn| conn.deadline <= Instant::now());
+        late.then_some("no whole question in time")
+    }
+
+    /// The error says why the connection is over.
+    fn read_conn(&mut self, at: usize) -> Result<(), &'static str> {
+        let Some(conn) = self.conns.get_mut(at) else { return Ok(()) };
         let mut buffer = [0u8; libc::PIPE_BUF];
-        match conn.stream.read(&mut buffer) {
-            Ok(0) => return false,
-            Ok(n) => conn.decoder.feed(buffer.get(..n).unwrap_or_default()),
-            Err(e) => return matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
-        }
-        conn.since = Instant::now();
-        let pid = conn.pid;
+        let n = match conn.stream.read(&mut buffer) {
+            Ok(0) => return Err("the client left"),
+            Ok(n) => n,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(()),
+            Err(_) => return Err("read failed"),
+        };
+        let begins = conn.decoder.is_empty();
+        conn.decoder.feed(buffer.get(..n).unwrap_or_default());
         let mut out = Vec::new();
-        let mut questions = Vec::new();
         while let Some(question) = conn.decoder.next_question() {
-            questions.push(Question { pid, ..question });
+            let (pid, nonce) = (conn.pid, hex(&question.nonce));
+            (self.event)(&Event::Question { pid, nonce: nonce.clone(), n: question.n, from: conn.from });
+            let answer = self.numbers.answer(question.nonce, question.n);
+            let status = format!("{:?}", answer.status);
+            (self.event)(&Event::Answer { pid, nonce, nb: answer.values.len(), status });
+            out.extend(answer.to_bytes());
         }
-        for question in questions {
-            let nonce = hex(&question.nonce);
-            (self.event)(&Event::Question { pid, nonce, n: question.n, from: "unix" });
-            out.extend(self.answer(&question).to_bytes());
+        // A deadline is for a whole question: a byte now and then does not move it.
+        let now = Instant::now();
+        match (out.is_empty(), conn.decoder.is_empty()) {
+            (false, true) => conn.deadline = now + self.options.idle_timeout,
+            (false, false) => conn.deadline = now + self.options.line_timeout,
+            (true, _) if begins => conn.deadline = conn.deadline.min(now + self.options.line_timeout),
+            (true, _) => {}
         }
         // A client that asks and does not read is let go when its socket is full.
-        self.conns.get_mut(at).is_some_and(|conn| conn.stream.write_all(&out).is_ok())
+        conn.stream.write_all(&out).map_err(|_| "it does not read its answers")?;
+        self.junk += conn.decoder.junk;
+        // On a connection there is one sender, and nothing of it is a question after this.
+        if conn.decoder.junk > 0 { Err("not a question") } else { Ok(()) }
     }
+}
 
-    fn answer(&mut self, question: &Question) -> Answer {
-        let status = match question {
-            q if q.pid <= 1 => Status::Pid,
-            q if !(1..=MAX_N).contains(&q.n) => Status::Range,
-            _ => Status::Ok,
-        };
-        let n = if status == Status::Ok { question.n } else { 0 };
-        let values = (0..n).map(|_| self.number()).collect();
-        Answer { nonce: question.nonce, status, values }
-    }
+fn listen_unix(path: &Path) -> Result<Socket> {
+    let listen = || -> io::Result<Socket> {
+        let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        listener.bind(&SockAddr::unix(path)?)?;
+        listener.listen(BACKLOG)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    listen().with_context(|| format!("listen {}", path.display()))
+}
 
-    /// 1 to 100, each as often as the others: what would favor the low numbers is thrown again. (SplitMix64.)
-    fn number(&mut self) -> i32 {
-        loop {
-            self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^= z >> 31;
-            if z < u64::MAX - u64::MAX % 100 {
-                return (z % 100) as i32 + 1;
-            }
-        }
-    }
+fn listen_tcp(port: u16) -> Result<Socket> {
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let listen = || -> io::Result<Socket> {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        listener.set_reuse_address(true)?;
+        listener.bind(&addr.into())?;
+        listener.listen(BACKLOG)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    listen().with_context(|| format!("listen {addr}"))
 }

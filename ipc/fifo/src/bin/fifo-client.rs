@@ -2,8 +2,13 @@
 //!
 //! Run: cargo run -p fifo --bin fifo-client
 //! Try: cargo run -p fifo --bin fifo-client -- --count 3 -n 5 --json
+//! Prev: none
+//! Next: none
+//! Diff base: none
+//! Overload: none (a client)
 
 use std::io::{self, BufRead, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -35,9 +40,15 @@ struct Args {
     /// Ask over the Unix socket
     #[arg(long)]
     unix: bool,
+    /// Ask over TCP, where the server was started with --tcp
+    #[arg(long, value_name = "ADDR", conflicts_with_all = ["unix", "signals", "dir"])]
+    tcp: Option<SocketAddr>,
     /// Give up after so many milliseconds
-    #[arg(long, default_value_t = 5000)]
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     deadline: u64,
+    /// Sleep so many milliseconds between the look at the reply FIFO and the wait: naive-pause loses its wake-up there
+    #[arg(long, default_value_t = 0, value_name = "MS", value_parser = clap::value_parser!(u64).range(..=60_000))]
+    window: u64,
 }
 
 fn main() -> ExitCode {
@@ -52,12 +63,14 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     let dir = args.dir.clone().unwrap_or_else(default_dir);
-    let way = match (args.signals, args.unix) {
-        (true, _) => Way::Signals,
-        (_, true) => Way::Unix,
+    let way = match (args.signals, args.unix, args.tcp) {
+        (true, _, _) => Way::Signals,
+        (_, true, _) => Way::Unix,
+        (_, _, Some(addr)) => Way::Tcp(addr),
         _ => Way::Fifo,
     };
-    let client = Client::new(&dir, way, Duration::from_millis(args.deadline))?;
+    let mut client = Client::new(&dir, way, Duration::from_millis(args.deadline))?;
+    client.window = Duration::from_millis(args.window);
     match args.count {
         Some(count) => (0..count).try_for_each(|_| show(&client.request(args.n)?, args.json)),
         None => interactive(&client, args.json),
