@@ -27,7 +27,8 @@ pub fn have(tool: &str, who: &str) -> bool {
     found
 }
 
-fn skip(who: &str, why: &str) {
+/// Reports the test `who` as skipped by name, or fails, as [`have`] does.
+pub fn skip(who: &str, why: &str) {
     assert!(std::env::var("REQUIRE_ALL_TESTS").as_deref() != Ok("1"), "{who} cannot run: {why}");
     eprintln!("SKIPPED: {who}: {why}");
 }
