@@ -1,72 +1,16 @@
 //! The real server and client, over real FIFOs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod harness;
+
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
+use harness::{CLIENT, Running, SERVER, check, client};
+use nix::sys::signal::Signal;
 use testkit::eventually;
-
-const SERVER: &str = env!("CARGO_BIN_EXE_fifo-server");
-const CLIENT: &str = env!("CARGO_BIN_EXE_fifo-client");
-
-struct Running {
-    child: Child,
-    dir: PathBuf,
-    _temp: tempfile::TempDir,
-}
-
-impl Running {
-    fn start(args: &[&str]) -> Self {
-        let temp = tempfile::tempdir().unwrap();
-        let dir = temp.path().join("run");
-        let mut child = Command::new(SERVER).arg("--dir").arg(&dir).args(args).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("serving in "), "{line}");
-        Self { child, dir, _temp: temp }
-    }
-
-    fn ask(&self, args: &[&str]) -> Output {
-        client(&self.dir, args).output().unwrap()
-    }
-
-    fn serves(&self) {
-        let out = self.ask(&["--count", "1", "-n", "7", "--json"]);
-        assert!(out.status.success(), "{out:?}");
-        check(&out, 1, 7);
-    }
-
-    fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn client(dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(CLIENT);
-    command.arg("--dir").arg(dir).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn check(out: &Output, answers: usize, n: usize) {
-    let text = String::from_utf8(out.stdout.clone()).unwrap();
-    assert_eq!(text.lines().count(), answers, "{out:?}");
-    for line in text.lines() {
-        let answer: serde_json::Value = serde_json::from_str(line).unwrap();
-        let values: Vec<i64> = answer["values"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
-        assert_eq!(values.len(), n);
-        assert!(values.iter().all(|v| (1..=100).contains(v)), "{line}");
-        assert_eq!(answer["sum"].as_i64().unwrap(), values.iter().sum::<i64>());
-    }
-}
 
 #[test]
 fn two_hundred_clients_with_fifty_requests_each() {
@@ -152,7 +96,7 @@ fn a_dead_server_leaves_names_that_the_next_takes_over() {
 
 #[test]
 fn interrupted_it_leaves_no_file() {
-    for signal in ["-INT", "-TERM"] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let mut server = Running::start(&[]);
         server.serves();
         server.signal(signal);
@@ -164,15 +108,9 @@ fn interrupted_it_leaves_no_file() {
 #[test]
 fn the_servers_end_is_seen_and_not_waited_out() {
     let mut server = Running::start(&[]);
-    server.signal("-STOP");
+    server.signal(Signal::SIGSTOP);
     let child = client(&server.dir, &["--count", "1", "--deadline", "600000"]).spawn().unwrap();
-    let replied = || {
-        std::fs::read_dir(&server.dir)
-            .unwrap()
-            .flatten()
-            .any(|e| e.file_name().as_encoded_bytes().starts_with(b"reply."))
-    };
-    eventually("the reply FIFO of the client that asks", || replied().then_some(()));
+    eventually("the reply FIFO of the client that asks", || (!server.names("reply.").is_empty()).then_some(()));
     server.child.kill().unwrap();
     let out = child.wait_with_output().unwrap();
     assert_eq!(out.status.code(), Some(1));

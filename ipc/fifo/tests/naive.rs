@@ -1,0 +1,96 @@
+//! The three mistakes, seen: each test is run on the naive program, which fails it, and on the right one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
+
+mod harness;
+
+use std::process::{Command, Output, Stdio};
+
+use harness::{CLIENT, Running, SERVER};
+use nix::sys::signal::Signal;
+use testkit::{eventually, procs};
+
+const NAIVE_PAUSE: &str = env!("CARGO_BIN_EXE_naive-pause");
+const NAIVE_EOF: &str = env!("CARGO_BIN_EXE_naive-eof");
+const NAIVE_SHARED: &str = env!("CARGO_BIN_EXE_naive-shared");
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The answer and its signal come while the client is between its look and its wait. Five times, since a loaded machine
+/// may be slower than the window is long.
+fn wake_ups(client: &[&str]) -> Vec<Output> {
+    let server = Running::start(&["--signals"]);
+    let args = ["-n", "3", "--window", "500", "--deadline", "1500"];
+    let runs = (0..5).map(|_| {
+        let mut command = Command::new(client[0]);
+        command.args(&client[1..]).arg("--dir").arg(&server.dir).args(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    });
+    let runs: Vec<_> = runs.collect();
+    let outs = runs.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    server.finish();
+    outs
+}
+
+#[test]
+fn a_wake_up_is_lost_between_the_look_and_pause() {
+    let naive = wake_ups(&[NAIVE_PAUSE]);
+    assert!(naive.iter().any(|out| text(&out.stderr).contains("a lost wake-up")), "{naive:?}");
+    assert!(naive.iter().any(|out| out.status.code() == Some(1) && out.stdout.is_empty()), "{naive:?}");
+}
+
+#[test]
+fn a_blocked_signal_is_not_lost_in_the_same_window() {
+    for out in wake_ups(&[CLIENT, "--signals", "--count", "1"]) {
+        assert!(out.status.success() && !out.stdout.is_empty(), "{out:?}");
+    }
+}
+
+/// Both have answered one client, who has left. In the time in which the naive one uses 300 ms of CPU for nothing, the
+/// right one uses next to none.
+#[test]
+fn end_of_file_is_for_ever_and_burns_a_cpu() {
+    let (naive, right) = (Running::start_bin(NAIVE_EOF, &[]), Running::start(&[]));
+    naive.serves();
+    right.serves();
+    let (naive_before, right_before) = (procs::cpu_ns(naive.pid()), procs::cpu_ns(right.pid()));
+    let burnt = eventually("300 ms of CPU, burnt while idle", || {
+        Some(procs::cpu_ns(naive.pid()) - naive_before).filter(|ns| *ns > 300_000_000)
+    });
+    let used = procs::cpu_ns(right.pid()) - right_before;
+    eprintln!("idle: the naive server used {burnt} ns of CPU, the right one {used}");
+    assert!(used * 20 < burnt, "{used} and {burnt} ns");
+    naive.finish();
+    right.finish();
+}
+
+/// A client asks for 3 numbers while the server is held up, and gives up. What does the next one get, who wants 7?
+fn after_one_that_gave_up(server: &[&str], client: &[&str]) -> (Output, usize) {
+    let server = Running::start_bin(server[0], &server[1..]);
+    let ask = |n: &str, deadline: &str| {
+        let mut command = Command::new(client[0]);
+        command.args(&client[1..]).arg("--dir").arg(&server.dir).args(["-n", n, "--deadline", deadline]);
+        command.output().unwrap()
+    };
+    server.signal(Signal::SIGSTOP);
+    let first = ask("3", "100");
+    assert!(first.status.code() == Some(1) && text(&first.stderr).contains("no answer within"), "{first:?}");
+    server.signal(Signal::SIGCONT);
+    let second = ask("7", "20000");
+    let numbers = text(&second.stdout).split(']').next().unwrap().split(',').count();
+    (second, numbers)
+}
+
+#[test]
+fn with_one_reply_fifo_for_all_an_answer_is_stolen() {
+    let (out, numbers) = after_one_that_gave_up(&[NAIVE_SHARED, "--serve"], &[NAIVE_SHARED]);
+    assert_eq!(numbers, 3, "{out:?}");
+    assert!(text(&out.stderr).contains("another client's question"), "{out:?}");
+}
+
+#[test]
+fn with_a_reply_fifo_each_it_is_not() {
+    let (out, numbers) = after_one_that_gave_up(&[SERVER], &[CLIENT, "--count", "1"]);
+    assert!(out.status.success() && numbers == 7, "{out:?}");
+}
