@@ -24,6 +24,9 @@ use testkit::{eventually, procs};
 
 const NOBODY: u32 = 65_534;
 
+/// Puts something where a name is wanted.
+type Plant<'a> = &'a dyn Fn(&Path);
+
 fn me() -> i32 {
     std::process::id() as i32
 }
@@ -106,7 +109,7 @@ fn what_is_planted_in_a_reply_fifos_place_is_dropped() {
     mkfifo_600(&theirs);
     let mut reader = fifo::sys::open_fifo(&theirs, true, false).unwrap();
     fs::write(elsewhere.path().join("file"), "precious").unwrap();
-    let cases: [(&str, &dyn Fn(&Path)); 6] = [
+    let cases: [(&str, Plant); 6] = [
         ("No such file", &|_| ()),
         ("not a private FIFO", &|path| fs::write(path, "precious").unwrap()),
         ("symbolic links", &|path| symlink(&theirs, path).unwrap()),
@@ -166,7 +169,7 @@ fn a_reply_fifo_of_another_user_is_dropped() {
 /// name is a FIFO in its own private directory, takes it for a dead server's.
 #[test]
 fn what_is_planted_in_the_servers_place() {
-    let cases: [(&str, &dyn Fn(&Path)); 8] = [
+    let cases: [(&str, Plant); 8] = [
         ("not a directory", &|dir| symlink(dir.parent().unwrap(), dir).unwrap()),
         ("mkdir", &|dir| symlink("nowhere", dir).unwrap()),
         ("mkdir", &|dir| fs::write(dir, "").unwrap()),
