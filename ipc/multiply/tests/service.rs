@@ -1,14 +1,12 @@
 //! The real programs as black boxes: the rows of the protocol, and hostile clients.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::process::Command;
 use std::time::Instant;
 
 use testkit::procs::{anonymous_bytes, descriptors, limit_descriptors, status_kib};
 use testkit::{End, Peer, Server, eventually};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_multiply-server");
-const NAIVE: &str = env!("CARGO_BIN_EXE_naive-server");
 
 /// What a server must be back to: descriptors, threads, processes.
 fn base(server: &Server) -> (usize, u64, usize) {
@@ -93,77 +91,6 @@ fn a_line_without_an_end() {
     finish(server, before);
 }
 
-/// M7: the same check for both servers. Ours passes at every split; the naive one answers a wrong product.
-fn product_when_split(server: &Server, at: usize, newline: &[u8]) -> String {
-    let mut peer = server.connect();
-    let request = [b"5 10", newline].concat();
-    let unread = |peer: &Peer| eventually("taken", || testkit_taken(server, peer).then_some(()));
-    peer.send(&request[..at]);
-    unread(&peer);
-    let _ = peer.try_send(&request[at..]);
-    peer.half_close_or_gone();
-    String::from_utf8_lossy(&peer.read_to_end().0).into_owned()
-}
-
-/// True when the server has received all that this client sent: its socket's receive queue is empty again.
-fn testkit_taken(server: &Server, peer: &Peer) -> bool {
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let (here, there) = (server.addr.port(), peer.addr().port());
-    let row = table
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|words| words[1].ends_with(&format!(":{here:04X}")) && words[2].ends_with(&format!(":{there:04X}")));
-    // Gone from the table, or nothing left to receive.
-    row.is_none_or(|words| words[4].ends_with(":00000000"))
-}
-
-trait Gone {
-    fn half_close_or_gone(&mut self);
-}
-
-impl Gone for Peer {
-    /// The naive server may have closed already.
-    fn half_close_or_gone(&mut self) {
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.half_close()));
-    }
-}
-
-#[test]
-fn a_split_request_is_one_request() {
-    let server = Server::start(SERVER, &[]);
-    let before = base(&server);
-    for at in 1..5 {
-        assert_eq!(product_when_split(&server, at, b"\n"), "Data received\n50.0\n", "split at {at}");
-    }
-    finish(server, before);
-}
-
-#[test]
-fn the_naive_server_fails_the_same_check() {
-    let server = Server::start(NAIVE, &[]);
-    // Seen by the client itself as well: the wrong product, and no error.
-    let naive = Command::new(env!("CARGO_BIN_EXE_naive-client"))
-        .args(["-p", &server.addr.port().to_string(), "--split", "3", "5", "10"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&naive.stdout).into_owned();
-    assert!(naive.status.success() && text.contains("5.0") && !text.contains("50.0"), "{text}");
-    // And with the check that the other server passes.
-    assert!(product_when_split(&server, 3, b"\n").ends_with("5.0"));
-    assert_ne!(product_when_split(&server, 3, b"\n"), "Data received\n50.0\n");
-}
-
-#[test]
-fn the_naive_client_reads_two_messages_as_one() {
-    let server = Server::start(NAIVE, &[]);
-    let naive = Command::new(env!("CARGO_BIN_EXE_naive-client"))
-        .args(["-p", &server.addr.port().to_string(), "--repeat", "500", "5", "10"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&naive.stdout).into_owned();
-    assert!(text.contains("\"Data received50.0\""), "{text}");
-}
-
 /// A small generator, so that the reference sees the same numbers again.
 struct Numbers(u64);
 
@@ -208,17 +135,125 @@ fn ten_thousand_random_lines_pipelined() {
     finish(server, before);
 }
 
+/// A message in the second framing.
+fn framed(message: &[u8]) -> Vec<u8> {
+    [&(message.len() as u32).to_be_bytes()[..], message].concat()
+}
+
+/// What a whole request is answered in the second framing.
+fn framed_answer(result: &str) -> Vec<u8> {
+    [framed(b"Data received"), framed(result.as_bytes())].concat()
+}
+
 #[test]
-fn length_prefixed() {
+fn length_prefixed_split_at_each_byte() {
     let server = Server::start(SERVER, &["--framing", "length"]);
     let mut peer = server.connect();
-    for byte in b"\0\0\0\x045 10\0\0\0\x036 7" {
+    let (two, expected) =
+        ([framed(b"5 10"), framed(b"6 7")].concat(), [framed_answer("50.0"), framed_answer("42.0")].concat());
+    for byte in &two {
         peer.send([*byte]);
     }
-    let expected = b"\0\0\0\x0dData received\0\0\0\x0450.0\0\0\0\x0dData received\0\0\0\x0442.0";
-    assert_eq!(peer.read_exactly(expected.len()), expected);
-    peer.send(b"\xff\xff\xff\xff");
-    assert_eq!(peer.read_exactly(21), b"\0\0\0\x11ERR line too long");
+    assert_eq!(peer.read_exactly(expected.len()), expected, "byte by byte");
+    for cut in 1..two.len() {
+        peer.send(&two[..cut]);
+        peer.send(&two[cut..]);
+        assert_eq!(peer.read_exactly(expected.len()), expected, "cut at {cut}");
+    }
+    peer.send(two.repeat(1000));
+    assert_eq!(peer.read_exactly(1000 * expected.len()), expected.repeat(1000));
+}
+
+/// Whatever is in the message, the next one begins where the length says.
+#[test]
+fn length_prefixed_with_any_bytes_in_it() {
+    let server = Server::start(SERVER, &["--framing", "length"]);
+    let before = descriptors(server.pid()).len();
+    let mut peer = server.connect();
+    let most = [&b"1 "[..], &[b'0'; 125]].concat();
+    for (message, result) in [
+        (&b""[..], "ERR two numbers expected"),
+        (b" ", "ERR two numbers expected"),
+        (b"5 10\n", "ERR number expected"),
+        (b"5\n10", "ERR two numbers expected"),
+        (b"\0\0\0\x04 5", "ERR number expected"),
+        (b"5 \xff\xff\xff\xff", "ERR number expected"),
+        (b"5 10\r", "50.0"),
+        (&most, "0.0"),
+    ] {
+        peer.send(framed(message));
+        let expected = framed_answer(result);
+        assert_eq!(peer.read_exactly(expected.len()), expected, "{}", message.escape_ascii());
+    }
+    drop(peer);
+    eventually("closed", || (descriptors(server.pid()).len() == before).then_some(()));
+}
+
+/// One too many, as the sign bit, as -1, as text of the other framing: the end, before a byte of it has to come; and
+/// what comes all the same is not kept.
+#[test]
+fn a_length_that_is_too_large() {
+    let server = Server::start(SERVER, &["--framing", "length"]);
+    server.connect().send(framed(b"1 1"));
+    let memory = anonymous_bytes(server.pid());
+    for length in
+        [128u32, 0x8000_0000, u32::MAX, i32::MAX as u32, u32::from_be_bytes(*b"5 10"), u32::from_be_bytes(*b"GET ")]
+    {
+        for more in [0, 1, 1 << 20] {
+            let mut peer = server.connect();
+            let bytes = [&length.to_be_bytes()[..], &vec![b'1'; more]].concat();
+            let sender = peer.send_in_background(bytes, false);
+            let (answer, end) = peer.read_to_end();
+            assert_eq!((answer, end == End::Silence), (framed(b"ERR line too long"), false), "{length:#x} and {more}");
+            sender.join().unwrap();
+        }
+    }
+    let grown = anonymous_bytes(server.pid()).saturating_sub(memory);
+    assert!(grown < 512 * 1024, "grew by {grown} bytes");
+}
+
+/// Cut off by a FIN it is no request; by silence, it is late. The whole one before it is answered.
+#[test]
+fn a_length_prefixed_message_that_is_cut_off() {
+    let server = Server::start(SERVER, &["--framing", "length", "--line-timeout", "300"]);
+    let whole = framed(b"5 10");
+    for cut in 1..whole.len() {
+        let mut peer = server.connect();
+        peer.send([&whole[..], &whole[..cut]].concat());
+        peer.half_close();
+        assert_eq!(peer.read_to_end(), (framed_answer("50.0"), End::Eof), "FIN after {cut}");
+    }
+    for cut in [1, 4, 7] {
+        let mut peer = server.connect();
+        peer.send(&whole[..cut]);
+        assert_eq!(peer.read_to_end(), (framed(b"ERR timeout"), End::Eof), "silence after {cut}");
+    }
+}
+
+/// Too small for a double is the double nearest to it, as in every other rounding; only beyond the largest there is no
+/// nearest one, and that is the overflow. So zero may be divided by where none was written.
+#[test]
+fn underflow_is_rounded_and_overflow_is_an_error() {
+    let server = Server::start(SERVER, &[]);
+    let mut peer = server.connect();
+    for (request, expected) in [
+        ("1e-308 1e-308", "0.0"),
+        ("-1e-308 1e-308", "-0.0"),
+        ("1e-308 / 1e308", "0.0"),
+        ("1e-400 1", "0.0"),
+        ("5e-324 1", "5e-324"),
+        ("5e-324 / 2", "0.0"),
+        ("1e-200 1e-123", "1e-323"),
+        ("1 / 1e-400", "ERR divide by zero"),
+        ("1 / -0", "ERR divide by zero"),
+        ("1e308 + 1e308", "ERR overflow"),
+        ("-1e308 - 1e308", "ERR overflow"),
+        ("1 / 1e-320", "ERR overflow"),
+        ("1.7976931348623157e308 1", "1.7976931348623157e308"),
+        ("0.1 + 0.2", "0.30000000000000004"),
+    ] {
+        assert_eq!(ask(&mut peer, format!("{request}\n").as_bytes()), format!("{expected}\n"), "{request}");
+    }
 }
 
 #[test]
