@@ -329,3 +329,25 @@ fn a_stop_answers_what_was_received_and_is_bounded_by_the_grace() {
     assert_eq!(peer.read_to_end().1, End::Eof);
     assert!(start.elapsed() < testkit::PATIENCE / 2);
 }
+
+#[test]
+fn events_are_one_json_object_a_line() {
+    let out = tempfile::NamedTempFile::new().unwrap();
+    let mut command = std::process::Command::new(SERVER);
+    command.args(["-p", "0", "--events"]).stdout(out.reopen().unwrap()).stderr(std::process::Stdio::null());
+    let server = Server::start_blind(&mut command);
+    let mut peer = server.connect();
+    ask(&mut peer, b"5 10\n");
+    ask(&mut peer, b"\x1b[2J\"\xff 7\n");
+    drop(peer);
+    let lines = eventually("both ends of the conversation", || {
+        let text = std::fs::read_to_string(out.path()).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        (lines.len() == 4).then_some(lines)
+    });
+    let kinds: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["connected", "request", "request", "closed"]);
+    assert_eq!((&lines[1]["request"], &lines[1]["answer"]), (&"5 10".into(), &"50.0".into()));
+    assert_eq!(lines[2]["request"], "\\x1b[2J\\\"\\xff 7");
+    assert_eq!(lines[3]["why"], "the client left");
+}

@@ -2,6 +2,9 @@
 //!
 //! Run: cargo run -p multiply --bin multiply-client
 //! Try: cargo run -p multiply --bin multiply-client -- --bytes --split 3 5 10
+//! Prev: none
+//! Next: none
+//! Diff base: none
 //! Overload: none (a client)
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};

@@ -2,6 +2,9 @@
 //!
 //! Run: cargo run -p multiply --bin multiply-server
 //! Try: cargo run -p multiply --bin multiply-client -- 5 10
+//! Prev: none
+//! Next: none
+//! Diff base: none
 //! Overload: queue (for a worker, up to --max-conns clients), then refuse with `ERR busy`
 
 use std::collections::BTreeSet;
@@ -25,6 +28,7 @@ use multiply::request::Refusal;
 use multiply::stop;
 use nix::sys::signal::SigSet;
 use nix::sys::socket;
+use serde::Serialize;
 use socket2::{SockAddr, Socket};
 
 const BACKLOG: i32 = 1024;
@@ -46,10 +50,29 @@ struct Args {
     /// Where a message ends
     #[arg(long, value_enum, default_value_t = Framing::Line)]
     framing: Framing,
+    /// Print each step as one JSON object a line
+    #[arg(long)]
+    events: bool,
     #[command(flatten)]
     limits: Limits,
     #[command(flatten)]
     log: Log,
+}
+
+/// What happened, with `--events`. What a client sent is escaped, so that it is text whatever it was.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+enum Event<'a> {
+    Connected { peer: &'a str },
+    Request { peer: &'a str, request: String, answer: &'a str },
+    Closed { peer: &'a str, why: String },
+}
+
+/// stdout that is full or closed does not end the service.
+fn tell(args: &Args, event: &Event) {
+    if args.events {
+        let _ = writeln!(io::stdout(), "{}", serde_json::to_string(event).unwrap_or_default());
+    }
 }
 
 /// The descriptors that wait or are being served. A number is taken out before it is closed.
@@ -142,19 +165,24 @@ fn worker(args: &Args, queue: &Mutex<Receiver<Client>>, serves: bool) {
             true => Conn::new(args.framing, &args.limits, Instant::now()),
             false => Conn::refused(Refusal::Busy, args.framing, &args.limits, Instant::now()),
         };
+        let peer = client.peer.as_socket().map(|addr| addr.to_string()).unwrap_or_default();
+        tell(args, &Event::Connected { peer: &peer });
         // A panic ends this conversation and not the thread, which the pool could not do without.
-        let outcome = catch_unwind(AssertUnwindSafe(|| converse(&mut client, conn, &args.log)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| converse(&mut client, conn, args, &peer)));
         if let Ok(outcome) = outcome {
             args.log.client(&client.peer, &outcome);
+            let why = outcome.err().map_or("the client left".to_owned(), |e| e.to_string());
+            tell(args, &Event::Closed { peer: &peer, why });
         }
     }
 }
 
 /// Does what `conn` asks for, blocking, until it is closed.
-fn converse(client: &mut Client, mut conn: Conn, log: &Log) -> io::Result<()> {
-    let peer = client.peer.as_socket().map(|addr| addr.to_string()).unwrap_or_default();
+fn converse(client: &mut Client, mut conn: Conn, args: &Args, peer: &str) -> io::Result<()> {
     let seen = |message: &[u8], answer: &str| {
-        log.info(&format!("client {peer}: received '{}', answered {answer}", message.escape_ascii()));
+        let request = message.escape_ascii().to_string();
+        args.log.info(&format!("client {peer}: received '{request}', answered {answer}"));
+        tell(args, &Event::Request { peer, request, answer });
     };
     let mut buffer = [0; INPUT];
     loop {

@@ -2,6 +2,9 @@
 //!
 //! Run: cargo run -p multiply --bin naive-client -- 5 10
 //! Try: cargo run -p multiply --bin naive-client -- --repeat 2000 5 10
+//! Prev: none
+//! Next: none
+//! Diff base: none
 //! Overload: none (a client)
 
 use std::collections::BTreeMap;

@@ -2,6 +2,9 @@
 //!
 //! Run: cargo run -p multiply --bin naive-server
 //! Try: cargo run -p multiply --bin naive-client -- --split 3 5 10
+//! Prev: none
+//! Next: none
+//! Diff base: none
 //! Overload: queue (the listener's backlog; one client at a time)
 
 use std::io::{ErrorKind, Read, Write};
