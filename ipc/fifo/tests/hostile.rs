@@ -340,16 +340,16 @@ fn a_connection_that_says_nothing_or_half_is_closed() {
 /// their time is over.
 #[test]
 fn a_full_house_of_silent_connections() {
-    let server = Running::start(&["--line-timeout", "1500"]);
-    let path = server.dir.join("sock");
+    let server = Running::start(&["--line-timeout", "5000"]);
+    let open = || procs::descriptors(server.pid()).len();
+    let (path, before) = (server.dir.join("sock"), open());
     let silent: Vec<_> = (0..64).map(|_| UnixStream::connect(&path).unwrap()).collect();
-    let with_them =
-        eventually("all are accepted", || Some(procs::descriptors(server.pid()).len()).filter(|open| *open >= 64));
+    eventually("all are accepted", || (open() == before + 64).then_some(()));
     let next = client(&server.dir, &["--unix", "--count", "1", "--json", "-n", "4", "--deadline", "60000"]).spawn();
     server.serves();
     check(&next.unwrap().wait_with_output().unwrap(), 1, 4);
     drop(silent);
-    eventually("all are closed", || (procs::descriptors(server.pid()).len() <= with_them - 64).then_some(()));
+    eventually("all are closed", || (open() == before).then_some(()));
     server.finish();
 }
 

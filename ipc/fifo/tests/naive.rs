@@ -40,8 +40,19 @@ fn a_wake_up_is_lost_between_the_look_and_pause() {
     assert!(naive.iter().any(|out| out.status.code() == Some(1) && out.stdout.is_empty()), "{naive:?}");
 }
 
+/// It waits for what it wants, the answer in the FIFO, and the signal is blocked, so that it stays pending meanwhile.
 #[test]
-fn a_blocked_signal_is_not_lost_in_the_same_window() {
+fn the_right_client_loses_nothing_in_the_same_window() {
+    let server = Running::start(&["--signals", "--events"]);
+    let mut waits = harness::client(&server.dir, &["--signals", "--count", "1", "--window", "60000"]).spawn().unwrap();
+    let pid = waits.id() as i32;
+    server.wait_event("answer", |answer| answer["pid"] == pid);
+    let usr1 = 1 << (libc::SIGUSR1 - 1);
+    let mask = |key| procs::signal_mask(pid, key) & usr1 != 0;
+    let (blocked, caught) = (mask("SigBlk"), mask("SigCgt"));
+    waits.kill().unwrap();
+    waits.wait().unwrap();
+    assert!(blocked && caught, "{blocked} {caught}");
     for out in wake_ups(&[CLIENT, "--signals", "--count", "1"]) {
         assert!(out.status.success() && !out.stdout.is_empty(), "{out:?}");
     }
