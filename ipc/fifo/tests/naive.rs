@@ -17,45 +17,57 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The answer and its signal come while the client is between its look and its wait. Five times, since a loaded machine
-/// may be slower than the window is long.
-fn wake_ups(client: &[&str]) -> Vec<Output> {
+/// Until the client has looked, and sleeps in its window.
+fn in_the_window(pid: i32) {
+    let wchan = || std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    eventually("the client is in its window", || wchan().ends_with("sleep").then_some(()));
+}
+
+/// The answer and its signal come while the client is between its look and its wait: until then the server is stopped.
+fn woken_in_the_window(client: &[&str]) -> Output {
     let server = Running::start(&["--signals"]);
-    let args = ["-n", "3", "--window", "500", "--deadline", "1500"];
-    let runs = (0..5).map(|_| {
-        let mut command = Command::new(client[0]);
-        command.args(&client[1..]).arg("--dir").arg(&server.dir).args(args);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-    });
-    let runs: Vec<_> = runs.collect();
-    let outs = runs.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    let mut command = Command::new(client[0]);
+    command.args(&client[1..]).arg("--dir").arg(&server.dir).args([
+        "-n",
+        "3",
+        "--window",
+        "2000",
+        "--deadline",
+        "4000",
+    ]);
+    server.signal(Signal::SIGSTOP);
+    let waits = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    in_the_window(waits.id() as i32);
+    server.signal(Signal::SIGCONT);
+    let out = waits.wait_with_output().unwrap();
     server.finish();
-    outs
+    out
 }
 
 #[test]
 fn a_wake_up_is_lost_between_the_look_and_pause() {
-    let naive = wake_ups(&[NAIVE_PAUSE]);
-    assert!(naive.iter().any(|out| text(&out.stderr).contains("a lost wake-up")), "{naive:?}");
-    assert!(naive.iter().any(|out| out.status.code() == Some(1) && out.stdout.is_empty()), "{naive:?}");
+    let out = woken_in_the_window(&[NAIVE_PAUSE]);
+    assert!(out.status.code() == Some(1) && text(&out.stderr).contains("a lost wake-up"), "{out:?}");
 }
 
-/// It waits for what it wants, the answer in the FIFO, and the signal is blocked, so that it stays pending meanwhile.
 #[test]
-fn the_right_client_loses_nothing_in_the_same_window() {
-    let server = Running::start(&["--signals", "--events"]);
+fn nothing_is_lost_in_the_same_window() {
+    let out = woken_in_the_window(&[CLIENT, "--signals", "--count", "1"]);
+    assert!(out.status.success() && !out.stdout.is_empty(), "{out:?}");
+}
+
+/// It waits for what it wants, the answer in the FIFO; and the signal is blocked, so that it stays pending meanwhile.
+#[test]
+fn in_the_window_the_signal_is_blocked() {
+    let server = Running::start(&["--signals"]);
+    server.signal(Signal::SIGSTOP);
     let mut waits = harness::client(&server.dir, &["--signals", "--count", "1", "--window", "60000"]).spawn().unwrap();
-    let pid = waits.id() as i32;
-    server.wait_event("answer", |answer| answer["pid"] == pid);
+    in_the_window(waits.id() as i32);
     let usr1 = 1 << (libc::SIGUSR1 - 1);
-    let mask = |key| procs::signal_mask(pid, key) & usr1 != 0;
-    let (blocked, caught) = (mask("SigBlk"), mask("SigCgt"));
+    let (blocked, caught) = ["SigBlk", "SigCgt"].map(|key| procs::signal_mask(waits.id() as i32, key) & usr1).into();
     waits.kill().unwrap();
     waits.wait().unwrap();
-    assert!(blocked && caught, "{blocked} {caught}");
-    for out in wake_ups(&[CLIENT, "--signals", "--count", "1"]) {
-        assert!(out.status.success() && !out.stdout.is_empty(), "{out:?}");
-    }
+    assert_eq!((blocked, caught), (usr1, usr1));
 }
 
 /// Both have answered one client, who has left. In the time in which the naive one uses 300 ms of CPU for nothing, the
