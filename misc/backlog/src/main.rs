@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use backlog::probe::{ESTABLISHED, SYN_SENT, client, counter, info, listener, told, wait_for};
+use backlog::probe::{ESTABLISHED, SYN_SENT, client, counter, info, listener, received, told, wait_for};
 use backlog::{Stop, finish, network, say};
 use clap::{Parser, Subcommand};
 use nix::errno::Errno;
@@ -17,6 +17,8 @@ use socket2::Socket;
 
 /// The first retry of a SYN comes after a second: a look before that sees who was let in at once.
 const BEFORE_THE_RETRY: Duration = Duration::from_millis(900);
+/// A burst that is not served by then is shown as it is.
+const LONGEST_BURST: Duration = Duration::from_secs(8);
 
 /// A listener whose accept queue is full. Runs in a network namespace of its own: nothing of the machine's is touched
 #[derive(Parser)]
@@ -64,6 +66,9 @@ enum Experiment {
         /// The server accepts one every so many milliseconds
         #[arg(long, default_value_t = 10, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=100))]
         every: u64,
+        /// net.ipv4.tcp_syncookies of the namespace: with 0, a SYN that finds no room for its request is dropped
+        #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1))]
+        syncookies: u32,
     },
 }
 
@@ -78,7 +83,10 @@ fn run(args: Args) -> Result<(), Stop> {
         Some(Experiment::Queue { backlog, extra, somaxconn, ss }) => queue(&backlog, extra, somaxconn, ss),
         Some(Experiment::Retry { watch, linear, give_up }) => retry(Duration::from_secs(watch), linear, give_up),
         Some(Experiment::Abort) => abort(),
-        Some(Experiment::Burst { clients, every }) => burst(clients, Duration::from_millis(every)),
+        Some(Experiment::Burst { clients, every, syncookies }) => {
+            network::set("ipv4/tcp_syncookies", syncookies)?;
+            burst(clients, Duration::from_millis(every))
+        }
     }
 }
 
@@ -90,13 +98,17 @@ fn queue(backlogs: &[i32], extra: i32, somaxconn: Option<u32>, ss: bool) -> Resu
     for backlog in backlogs {
         let (overflows, drops) = (counter("ListenOverflows")?, counter("ListenDrops")?);
         let (listener, addr) = listener(*backlog)?;
-        let clients = (0..*backlog + extra).map(|_| client(addr)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut clients = Vec::new();
+        for _ in 0..*backlog + extra {
+            // One after the other: of SYNs that come together, all pass a queue that has room for one.
+            let dropped = counter("ListenOverflows")?;
+            let client = client(addr)?;
+            wait_for::<Stop>(BEFORE_THE_RETRY, || {
+                Ok(info(&client)?.state == ESTABLISHED || counter("ListenOverflows")? > dropped)
+            })?;
+            clients.push(client);
+        }
         let count = |state| clients.iter().filter(|c| info(c).is_ok_and(|info| info.state == state)).count();
-        // On loopback a handshake is over when connect returns, one way or the other; a busy machine may need longer.
-        wait_for::<Stop>(BEFORE_THE_RETRY, || {
-            let dropped = counter("ListenOverflows")? - overflows;
-            Ok(count(ESTABLISHED) as u64 + dropped >= clients.len() as u64)
-        })?;
         let failed = clients.iter().filter(|client| !matches!(client.take_error(), Ok(None))).count();
         let of = info(&listener).context("getsockopt TCP_INFO")?;
         say(&format!(
@@ -216,31 +228,62 @@ fn connected(addr: std::net::SocketAddr) -> Result<Socket, Stop> {
     }
 }
 
+/// A client of a burst, and when it saw what, in seconds.
+struct Seen {
+    client: Socket,
+    connected: Option<f64>,
+    greeted: Option<f64>,
+}
+
 fn burst(clients: u32, every: Duration) -> Result<(), Stop> {
-    for (name, backlog) in [("bug ", 1), ("cure", 128)] {
+    for (name, backlog) in [("bug", 1), ("cure", 128)] {
+        let (overflows, cookies) = (counter("ListenOverflows")?, counter("SyncookiesSent")?);
         let (listener, addr) = listener(backlog)?;
         let start = Instant::now();
-        let waiting = (0..clients).map(|_| client(addr)).collect::<anyhow::Result<Vec<_>>>()?;
-        let mut times: Vec<Option<f64>> = vec![None; waiting.len()];
+        let mut seen = Vec::new();
+        for _ in 0..clients {
+            seen.push(Seen { client: client(addr)?, connected: None, greeted: None });
+        }
         let mut accepted = Vec::new();
-        let end = Instant::now() + Duration::from_secs(30);
-        while times.contains(&None) && Instant::now() < end {
+        while seen.iter().any(|seen| seen.greeted.is_none()) && start.elapsed() < LONGEST_BURST {
             match listener.accept() {
-                Ok((conn, _)) => accepted.push(conn),
+                Ok((conn, _)) => {
+                    conn.send(b"hello\n").context("send")?;
+                    accepted.push(conn);
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 Err(e) => return Err(anyhow::Error::new(e).context("accept").into()),
             }
             std::thread::sleep(every); // the work that keeps this server from accepting
-            for (time, client) in times.iter_mut().zip(&waiting) {
-                if time.is_none() && info(client).is_ok_and(|info| info.state == ESTABLISHED) {
-                    *time = Some(start.elapsed().as_secs_f64());
-                }
+            for seen in &mut seen {
+                look(seen, start.elapsed().as_secs_f64());
             }
         }
-        let times: Vec<String> = times.iter().map(|time| time.map_or("never".into(), |s| format!("{s:.2}"))).collect();
-        say(&format!("{name}  listen({backlog:3}): connected after {} s", times.join(" ")));
+        let times = |time: fn(&Seen) -> Option<f64>| {
+            seen.iter()
+                .map(|seen| time(seen).map_or("never".into(), |s| format!("{s:.2}")))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        say(&format!("{name:4} listen({backlog}): connected after {} s", times(|seen| seen.connected)));
+        say(&format!("{name:4} listen({backlog}): greeted after   {} s", times(|seen| seen.greeted)));
+        let count = |name: &str, before: u64| counter(name).map(|now| now - before);
+        say(&format!(
+            "     ListenOverflows {}, SyncookiesSent {}",
+            count("ListenOverflows", overflows)?,
+            count("SyncookiesSent", cookies)?
+        ));
     }
     Ok(())
+}
+
+fn look(seen: &mut Seen, now: f64) {
+    if seen.connected.is_none() && info(&seen.client).is_ok_and(|info| info.state == ESTABLISHED) {
+        seen.connected = Some(now);
+    }
+    if seen.greeted.is_none() && received(&mut seen.client) == "hello" {
+        seen.greeted = Some(now);
+    }
 }
 
 /// setsockopt of an int, at the level of TCP.
