@@ -116,7 +116,7 @@ fn compare(size: u64, rounds: u16, only: Option<Way>, file: Option<PathBuf>) -> 
         }
     }
     let mib = len as f64 / MIB as f64;
-    say(&format!("{mib} MiB, {rounds} rounds, the sender's thread; CPU time: median"));
+    say(&format!("{len} bytes; rounds: {rounds}; the sender's thread, its CPU time: the median"));
     say("way          system calls  per MiB  CPU us per MiB  of read-write");
     let mut reference = None;
     for (way, turns) in ways.iter().zip(&mut turns) {
