@@ -23,6 +23,8 @@ use sendfile::ways::{Sent, Way, send};
 use socket2::Socket;
 
 const MIB: u64 = 1 << 20;
+/// EX_UNAVAILABLE of sysexits.h.
+const UNAVAILABLE: u8 = 69;
 /// What fits into the buffers of a connection while nobody reads.
 const SMALL: u64 = 64 * 1024;
 
@@ -70,9 +72,15 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "sendfile: {}", escape(&format!("{error:#}")));
-            ExitCode::FAILURE
+            if is_not_permitted(&error) { ExitCode::from(UNAVAILABLE) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// MSG_ZEROCOPY: unknown to an old kernel, or more pinned memory than RLIMIT_MEMLOCK and net.core.optmem_max permit.
+fn is_not_permitted(error: &anyhow::Error) -> bool {
+    let errno = error.root_cause().downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    matches!(errno, Some(libc::ENOBUFS | libc::ENOPROTOOPT))
 }
 
 fn say(line: &str) {
@@ -112,25 +120,40 @@ fn compare(size: u64, rounds: u16, only: Option<Way>, file: Option<PathBuf>) -> 
     // In turns, so that whatever else the machine does meets all of them.
     for _ in 0..rounds {
         for (way, turns) in ways.iter().zip(&mut turns) {
-            turns.push(turn(*way, &file, len)?);
+            match turn(*way, &file, len) {
+                Err(error) if is_not_permitted(&error) && only.is_none() => {}
+                turn => turns.push(turn?),
+            }
         }
     }
-    let mib = len as f64 / MIB as f64;
     say(&format!("{len} bytes; rounds: {rounds}; the sender's thread, its CPU time: the median"));
     say("way          system calls  per MiB  CPU us per MiB  of read-write");
     let mut reference = None;
     for (way, turns) in ways.iter().zip(&mut turns) {
         turns.sort_by_key(|turn| turn.cpu);
-        let Some(median) = turns.get(turns.len() / 2) else { continue };
-        let per_mib = median.cpu.as_secs_f64() * 1e6 / mib;
-        let of = *reference.get_or_insert(per_mib);
-        let name = way.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-        let Sent { calls, copied, completed, .. } = median.sent;
-        let ratio = if only.is_none() { format!("{:.2}", per_mib / of) } else { "-".into() };
-        let told = if completed > 0 { format!("  {copied} of {completed} sends were copied") } else { String::new() };
-        say(&format!("{name:11}  {calls:>12}  {:>7.2}  {per_mib:>14.1}  {ratio:>13}{told}", calls as f64 / mib));
+        match turns.get(turns.len() / 2) {
+            Some(median) => row(*way, median, len as f64 / MIB as f64, &mut reference),
+            None => say(&format!("{:11}  not permitted here (see ulimit -l)", name(*way))),
+        }
     }
     Ok(())
+}
+
+/// `reference`: the CPU time of read-write, once it is known.
+fn row(way: Way, median: &Turn, mib: f64, reference: &mut Option<f64>) {
+    let Sent { calls, copied, completed, .. } = median.sent;
+    let cpu = median.cpu.as_secs_f64() * 1e6 / mib;
+    if way == Way::ReadWrite {
+        *reference = Some(cpu);
+    }
+    let ratio = reference.map_or("-".to_owned(), |reference| format!("{:.2}", cpu / reference));
+    let told = if completed > 0 { format!("  {copied} of {completed} sends were copied") } else { String::new() };
+    let name = name(way);
+    say(&format!("{name:11}  {calls:>12}  {:>7.2}  {cpu:>14.1}  {ratio:>13}{told}", calls as f64 / mib));
+}
+
+fn name(way: Way) -> String {
+    way.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 /// One connection, one file, one receiver that reads it all.
@@ -138,11 +161,16 @@ fn turn(way: Way, file: &File, len: u64) -> anyhow::Result<Turn> {
     let (sender, receiver) = pair().context("a TCP connection over loopback")?;
     let receiver = drain(receiver).context("clone")?;
     let before = cpu()?;
-    let sent = send(way, file, len, &sender).with_context(|| format!("{way:?}"))?;
+    let sent = send(way, file, len, &sender).with_context(|| name(way))?;
     let cpu = cpu()?.saturating_sub(before);
     sender.shutdown(Shutdown::Write).context("shutdown")?;
     let received = receiver.join().ok().context("the receiver")?.context("recv")?;
-    ensure!(received == len && sent.bytes == len, "{way:?} sent {}, and {received} of {len} arrived", sent.bytes);
+    ensure!(
+        received == len && sent.bytes == len,
+        "{}: {} sent, and {received} of {len} arrived",
+        name(way),
+        sent.bytes
+    );
     Ok(Turn { sent, cpu })
 }
 
@@ -155,11 +183,16 @@ fn overwrite() -> anyhow::Result<()> {
     for way in [Way::ReadWrite, Way::Sendfile, Way::Splice, Way::Zerocopy] {
         let mut file = nameless(b'A', SMALL)?;
         let (sender, mut receiver) = pair().context("a TCP connection over loopback")?;
-        let sent = send(way, &file, SMALL, &sender).with_context(|| format!("{way:?}"))?.bytes;
+        let sent = match send(way, &file, SMALL, &sender).with_context(|| name(way)) {
+            Err(error) if is_not_permitted(&error) => {
+                say(&format!("{:10}  not permitted here (see ulimit -l)", name(way)));
+                continue;
+            }
+            sent => sent?.bytes,
+        };
         file.rewind().context("lseek")?;
         file.write_all(&vec![b'B'; SMALL as usize]).context("write")?;
-        let name = way.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-        say(&format!("{name:10}  {sent:5}  written over       {}", count(&mut receiver, sent)?));
+        say(&format!("{:10}  {sent:5}  written over       {}", name(way), count(&mut receiver, sent)?));
     }
     let (sender, mut receiver) = pair().context("a TCP connection over loopback")?;
     let sent = replaced(&sender)?;
