@@ -89,14 +89,21 @@ impl Truth {
     }
 }
 
-/// The truths that a tests/truths.rs names: as functions, or as words that a macro makes functions of.
+/// The truths that a tests/truths.rs names.
 pub fn truths_in(text: &str, folder: &str) -> BTreeSet<Truth> {
+    names_in(text).iter().filter_map(|name| Truth::of(name, folder)).collect()
+}
+
+/// All words that begin as a truth does: functions, or what a macro makes functions of.
+pub fn names_in(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut open: Vec<TokenStream> = text.parse().into_iter().collect();
     while let Some(stream) = open.pop() {
         for token in stream {
             match token {
-                TokenTree::Ident(ident) => found.extend(Truth::of(&ident.to_string(), folder)),
+                TokenTree::Ident(ident) => {
+                    found.extend(Some(ident.to_string()).filter(|name| name.starts_with("truth_")))
+                }
                 TokenTree::Group(group) => open.push(group.stream()),
                 _ => {}
             }

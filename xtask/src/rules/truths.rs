@@ -13,13 +13,23 @@ pub fn listed(tree: &Tree) -> Vec<Breach> {
     let mut breaches = Vec::new();
     for source in tree.sources.iter().filter(|source| !source.path.starts_with("xtask/")) {
         match source.path.strip_suffix(END) {
-            Some(folder) => there.extend(guide::truths_in(&source.text, folder)),
+            Some(folder) => {
+                there.extend(guide::truths_in(&source.text, folder));
+                breaches.extend(misnamed(&source.path, &source.text));
+            }
             None if source.path.contains("/tests/") => breaches.extend(elsewhere(&source.path, &source.text)),
             None => {}
         }
     }
     breaches.extend(compare(&there, tree.text(guide::TRUTHS).unwrap_or_default()));
     breaches
+}
+
+/// It would be run, and stand in no table.
+fn misnamed(path: &str, text: &str) -> Vec<Breach> {
+    let names = guide::names_in(text);
+    let bad = names.iter().filter(|name| Truth::of(name, path).is_none());
+    bad.map(|name| Breach::new(path, 1, format!("{name}: a truth is named truth_LETTER_WHAT_IT_SAYS"))).collect()
 }
 
 /// `cargo xtask truths` would not find it there.
@@ -70,6 +80,14 @@ mod tests {
             "{gone:?}"
         );
         assert_eq!(compare(&there(&["truth_a_one"]), "").len(), 1, "nor is there a table at all");
+    }
+
+    #[test]
+    fn a_truth_has_a_letter_and_says_something() {
+        for bad in ["truth_c1_x", "truth_x", "truth_of_life"] {
+            assert_eq!(misnamed("x", &format!("#[test] fn {bad}() {{}}")).len(), 1, "{bad}");
+        }
+        assert_eq!(misnamed("x", "#[test] fn truth_c_x() {} #[test] fn other() {}"), []);
     }
 
     #[test]
