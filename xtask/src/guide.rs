@@ -1,7 +1,7 @@
 //! The field guide's two tables: which crate shows what (misc/README.md), and which truths held when (misc/TRUTHS.md).
 //!
 //! Both follow from the folders: a crate under misc, or one with tests/truths.rs, is in the first; a test of the name
-//! `truth_LETTER_WHAT_IT_SAYS` in such a file is in the second.
+//! `truth_TOPIC_WHAT_IT_SAYS` in such a file is in the second.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -65,7 +65,8 @@ pub fn crates(root: &Path) -> Result<Vec<Crate>> {
 /// A truth, as its test's name and place say.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Truth {
-    pub letter: char,
+    /// A letter of the field guide's list, or a word such as `log`.
+    pub topic: String,
     pub says: String,
     /// The crate's, relative to the root.
     pub folder: String,
@@ -74,18 +75,17 @@ pub struct Truth {
 impl Truth {
     /// `truth_h_the_queue_holds_one_more`.
     pub fn of(test: &str, folder: &str) -> Option<Truth> {
-        let (letter, words) = test.strip_prefix("truth_")?.split_once('_')?;
-        let mut letters = letter.chars();
-        match (letters.next(), letters.next()) {
-            (Some(letter @ 'a'..='z'), None) if !words.is_empty() => {
-                Some(Truth { letter, says: words.replace('_', " "), folder: folder.to_owned() })
-            }
-            _ => None,
-        }
+        let (topic, words) = test.strip_prefix("truth_")?.split_once('_')?;
+        let is_topic = !topic.is_empty() && topic.bytes().all(|byte| byte.is_ascii_lowercase());
+        (is_topic && !words.is_empty()).then(|| Truth {
+            topic: topic.to_owned(),
+            says: words.replace('_', " "),
+            folder: folder.to_owned(),
+        })
     }
 
     pub fn test(&self) -> String {
-        format!("truth_{}_{}", self.letter, self.says.replace(' ', "_"))
+        format!("truth_{}_{}", self.topic, self.says.replace(' ', "_"))
     }
 }
 
@@ -136,9 +136,9 @@ pub fn render_truths(rows: &[Row]) -> String {
     let mut rows: Vec<&Row> = rows.iter().collect();
     rows.sort_by(|one, other| one.truth.cmp(&other.truth));
     let mut text = format!("{HEAD}|  | Truth | Shown by | Result | Last pass | Kernel |\n|---|---|---|---|---|---|\n");
-    for Row { truth: Truth { letter, says, folder }, result, day, kernel } in rows {
+    for Row { truth: Truth { topic, says, folder }, result, day, kernel } in rows {
         let (name, link) = (name(folder), link(folder));
-        text.push_str(&format!("| {letter} | {says} | [{name}]({link}/README.md) | {result} | {day} | {kernel} |\n"));
+        text.push_str(&format!("| {topic} | {says} | [{name}]({link}/README.md) | {result} | {day} | {kernel} |\n"));
     }
     text
 }
@@ -150,10 +150,10 @@ pub fn rows(text: &str) -> Vec<Row> {
 
 fn row(line: &str) -> Option<Row> {
     let cells: Vec<&str> = line.strip_prefix('|')?.strip_suffix('|')?.split('|').map(str::trim).collect();
-    let [letter, says, shown_by, result, day, kernel] = cells.as_slice() else { return None };
+    let [topic, says, shown_by, result, day, kernel] = cells.as_slice() else { return None };
     let link = shown_by.split_once("](")?.1.strip_suffix("/README.md)")?;
     let folder = link.strip_prefix("../").map_or_else(|| format!("misc/{link}"), str::to_owned);
-    let truth = Truth { letter: letter.chars().next()?, says: (*says).to_owned(), folder };
+    let truth = Truth { topic: (*topic).to_owned(), says: (*says).to_owned(), folder };
     Some(Row { truth, result: (*result).to_owned(), day: (*day).to_owned(), kernel: (*kernel).to_owned() })
 }
 
@@ -161,12 +161,11 @@ pub fn render_guide(root: &Path, crates: &[Crate]) -> String {
     let mut text = String::from("| Crate | The surprise | Truths | Run |\n|---|---|---|---|\n");
     for Crate { name, description, folder, programs, .. } in crates {
         let tests = fs::read_to_string(root.join(folder).join("tests/truths.rs")).unwrap_or_default();
-        let letters: BTreeSet<String> =
-            truths_in(&tests, folder).iter().map(|truth| truth.letter.to_string()).collect();
-        let letters = letters.into_iter().collect::<Vec<_>>().join(" ");
+        let topics: BTreeSet<String> = truths_in(&tests, folder).into_iter().map(|truth| truth.topic).collect();
+        let topics = topics.into_iter().collect::<Vec<_>>().join(" ");
         let runs: Vec<String> = programs.iter().map(|program| format!("`cargo run -p {name}{program}`")).collect();
         let (link, runs) = (link(folder), runs.join("<br>"));
-        text.push_str(&format!("| [{name}]({link}/README.md) | {description} | {letters} | {runs} |\n"));
+        text.push_str(&format!("| [{name}]({link}/README.md) | {description} | {topics} | {runs} |\n"));
     }
     text
 }
@@ -191,9 +190,12 @@ mod tests {
     #[test]
     fn a_truth_is_its_name() {
         let truth = Truth::of("truth_h_the_queue_holds_one_more", "misc/backlog").unwrap();
-        assert_eq!((truth.letter, truth.says.as_str()), ('h', "the queue holds one more"));
+        assert_eq!((truth.topic.as_str(), truth.says.as_str()), ("h", "the queue holds one more"));
+        assert_eq!(Truth::of("truth_log_x", "x").unwrap().topic, "log");
         assert_eq!(truth.test(), "truth_h_the_queue_holds_one_more");
-        for bad in ["truth", "truth_", "truth_h", "truth_h_", "truth_hh_x", "truths_h_x", "d17_x", "truth_H_x"] {
+        for bad in
+            ["truth", "truth_", "truth_h", "truth_h_", "truth_h1_x", "truth__x", "truths_h_x", "d17_x", "truth_H_x"]
+        {
             assert_eq!(Truth::of(bad, "x"), None, "{bad}");
         }
     }

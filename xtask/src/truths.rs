@@ -79,7 +79,7 @@ fn hold(root: &Path, one: &Crate, executable: &Path) -> Result<Vec<(Truth, Outco
     let mut seen = Vec::new();
     for (name, outcome) in results(&text) {
         if let Some(truth) = Truth::of(&name, &one.folder) {
-            say(&format!("{}  {:7}  {}", truth.letter, outcome.word(), truth.says));
+            say(&format!("{:3}  {:7}  {}", truth.topic, outcome.word(), truth.says));
             seen.push((truth, outcome));
         }
     }
