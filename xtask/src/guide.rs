@@ -158,7 +158,7 @@ fn row(line: &str) -> Option<Row> {
 }
 
 pub fn render_guide(root: &Path, crates: &[Crate]) -> String {
-    let mut text = String::from("| Crate | The surprise | Truths | Run |\n|---|---|---|---|\n");
+    let mut text = String::from("| Crate | What it shows | Truths | Run |\n|---|---|---|---|\n");
     for Crate { name, description, folder, programs, .. } in crates {
         let tests = fs::read_to_string(root.join(folder).join("tests/truths.rs")).unwrap_or_default();
         let topics: BTreeSet<String> = truths_in(&tests, folder).into_iter().map(|truth| truth.topic).collect();
