@@ -10,13 +10,15 @@ use testkit::catalogue::{self, Example};
 
 use crate::rules::{self, Breach, budget};
 use crate::source::Source;
-use crate::{diff, table};
+use crate::{diff, guide, table};
 
 /// What the rules look at.
 pub struct Tree {
     root: PathBuf,
     pub examples: Vec<Example>,
     pub packages: Vec<String>,
+    /// The list of crates that misc/README.md should have.
+    pub guide: String,
     /// Path relative to the root, and text, of every Rust, Markdown and TOML file that git knows or would take.
     pub texts: Vec<(String, String)>,
     pub sources: Vec<Source>,
@@ -40,7 +42,8 @@ impl Tree {
         }
         let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
         let packages = metadata.packages.iter().map(|package| package.name.to_string()).collect();
-        Ok(Tree { root: root.into(), examples: catalogue::examples(root)?, packages, texts, sources })
+        let guide = guide::render_guide(root, &guide::crates(root)?);
+        Ok(Tree { root: root.into(), examples: catalogue::examples(root)?, packages, guide, texts, sources })
     }
 
     pub fn text(&self, path: &str) -> Option<&str> {
@@ -99,6 +102,7 @@ fn walk(root: &Path, folder: &Path, found: &mut Vec<String>) -> Result<()> {
 pub fn run(root: &Path, fix: bool) -> Result<()> {
     if fix {
         table::write(root, &catalogue::examples(root)?)?;
+        guide::write(root, &guide::crates(root)?)?;
     }
     let tree = Tree::read(root)?;
     let mut breaches: Vec<Breach> = rules::ALL.iter().flat_map(|rule| rule(&tree)).collect();

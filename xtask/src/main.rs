@@ -4,11 +4,13 @@ mod bound;
 mod check;
 mod demo;
 mod diff;
+mod guide;
 mod rules;
 mod smoke;
 mod source;
 mod table;
 mod tools;
+mod truths;
 mod verify;
 
 use std::io::{self, Write};
@@ -29,7 +31,7 @@ struct Cli {
 enum Command {
     /// Checks what a machine can judge: budgets, headers, the seam, READMEs, the table of examples
     Check {
-        /// Write the table of examples in README.md anew instead of comparing it
+        /// Write the table of examples in README.md and the list in misc/README.md anew instead of comparing them
         #[arg(long)]
         fix: bool,
     },
@@ -49,6 +51,15 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Runs every truth test, `truth_*` in the tests/truths.rs of any crate, and says which hold on this machine
+    Truths {
+        /// Only of this crate; may be repeated
+        #[arg(short, long, value_name = "NAME")]
+        package: Vec<String>,
+        /// Write misc/TRUTHS.md, and the list of crates in misc/README.md
+        #[arg(long)]
+        write: bool,
+    },
     /// Everything that must hold: formatting, lints, rules, all tests, a smoke test of the release build
     Verify,
 }
@@ -60,6 +71,7 @@ fn main() -> ExitCode {
         Command::Diff { one, two } => diff::run(&root, &one, two.as_deref()),
         Command::Demo { list: true, .. } => demo::list(&root),
         Command::Demo { name, .. } => demo::run(&root, &name),
+        Command::Truths { package, write } => truths::run(&root, &package, write),
         Command::Verify => verify::run(&root),
     };
     match outcome {

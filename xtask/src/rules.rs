@@ -10,6 +10,7 @@ pub mod commands;
 mod exceptions;
 pub mod header;
 pub mod readme;
+pub mod truths;
 pub mod words;
 
 /// A breach: where, and why.
@@ -47,5 +48,7 @@ pub const ALL: &[Rule] = &[
     commands::names,
     readme::table,
     readme::manifests,
+    truths::listed,
+    truths::guide,
     words::banned,
 ];

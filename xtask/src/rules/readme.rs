@@ -8,7 +8,9 @@ const SECTIONS: [&str; 6] = ["Concept", "Run", "Observe", "Syscalls in this less
 
 pub fn sections(tree: &Tree) -> Vec<Breach> {
     let mut breaches = Vec::new();
-    for folder in tree.examples.iter().map(|example| tree.folder(example)).chain(["client".to_owned()]) {
+    for folder in
+        tree.examples.iter().map(|example| tree.folder(example)).chain(["client".to_owned()]).chain(demos(tree))
+    {
         let path = format!("{folder}/README.md");
         match tree.text(&path) {
             Some(text) => breaches.extend(sections_of(&path, text)),
@@ -22,6 +24,12 @@ pub fn sections(tree: &Tree) -> Vec<Breach> {
         }
     }
     breaches
+}
+
+/// The folders under misc.
+fn demos(tree: &Tree) -> impl Iterator<Item = String> {
+    let manifests = tree.texts.iter().filter_map(|(path, _)| path.strip_suffix("/Cargo.toml"));
+    manifests.filter(|folder| folder.starts_with("misc/")).map(str::to_owned)
 }
 
 fn sections_of(path: &str, text: &str) -> Vec<Breach> {

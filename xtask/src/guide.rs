@@ -1,0 +1,245 @@
+//! The field guide's two tables: which crate shows what (misc/README.md), and which truths held when (misc/TRUTHS.md).
+//!
+//! Both follow from the folders: a crate under misc, or one with tests/truths.rs, is in the first; a test of the name
+//! `truth_TOPIC_WHAT_IT_SAYS` in such a file is in the second.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use cargo_metadata::MetadataCommand;
+use proc_macro2::{TokenStream, TokenTree};
+
+pub const TRUTHS: &str = "misc/TRUTHS.md";
+pub const GUIDE: &str = "misc/README.md";
+const START: &str = "<!-- guide -->\n";
+const END: &str = "<!-- /guide -->";
+const HEAD: &str = "# Kernel truths: what held, where and when\n\n\
+    `cargo xtask truths` runs these tests; `cargo xtask truths --write` writes this table. A truth that fails or is skipped\n\
+    keeps the day and the kernel of its last pass. [The field guide](README.md) says where each surprise lives.\n\n";
+
+/// A crate of the guide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crate {
+    pub name: String,
+    pub description: String,
+    /// Relative to the root.
+    pub folder: String,
+    /// What to type behind `cargo run -p NAME` for each of its programs.
+    pub programs: Vec<String>,
+    pub has_truths: bool,
+}
+
+/// The crates under misc, and all others that hold a truth, by folder.
+pub fn crates(root: &Path) -> Result<Vec<Crate>> {
+    let metadata = MetadataCommand::new().current_dir(root).no_deps().other_options(vec!["--offline".into()]).exec()?;
+    let mut crates = Vec::new();
+    for package in &metadata.packages {
+        let folder = package.manifest_path.parent().context("a manifest's folder")?.as_std_path();
+        let folder = folder.strip_prefix(root).unwrap_or(folder).display().to_string();
+        let has_truths = package.targets.iter().any(|target| target.is_test() && target.name == "truths");
+        if !has_truths && !folder.starts_with("misc/") {
+            continue;
+        }
+        let bins: Vec<&str> =
+            package.targets.iter().filter(|target| target.is_bin()).map(|target| target.name.as_str()).collect();
+        let first = package.default_run.as_deref().or(if let [only] = bins.as_slice() { Some(*only) } else { None });
+        let mut programs: Vec<String> =
+            bins.iter().filter(|bin| Some(**bin) != first).map(|bin| format!(" --bin {bin}")).collect();
+        if first.is_some() {
+            programs.insert(0, String::new());
+        }
+        crates.push(Crate {
+            name: package.name.to_string(),
+            description: package.description.clone().unwrap_or_default(),
+            folder,
+            programs,
+            has_truths,
+        });
+    }
+    crates.sort_by(|one, other| one.folder.cmp(&other.folder));
+    Ok(crates)
+}
+
+/// A truth, as its test's name and place say.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Truth {
+    /// A letter of the field guide's list, or a word such as `log`.
+    pub topic: String,
+    pub says: String,
+    /// The crate's, relative to the root.
+    pub folder: String,
+}
+
+impl Truth {
+    /// `truth_h_the_queue_holds_one_more`.
+    pub fn of(test: &str, folder: &str) -> Option<Truth> {
+        let (topic, words) = test.strip_prefix("truth_")?.split_once('_')?;
+        let is_topic = !topic.is_empty() && topic.bytes().all(|byte| byte.is_ascii_lowercase());
+        (is_topic && !words.is_empty()).then(|| Truth {
+            topic: topic.to_owned(),
+            says: words.replace('_', " "),
+            folder: folder.to_owned(),
+        })
+    }
+
+    pub fn test(&self) -> String {
+        format!("truth_{}_{}", self.topic, self.says.replace(' ', "_"))
+    }
+}
+
+/// The truths that a tests/truths.rs names.
+pub fn truths_in(text: &str, folder: &str) -> BTreeSet<Truth> {
+    names_in(text).iter().filter_map(|name| Truth::of(name, folder)).collect()
+}
+
+/// All words that begin as a truth does: functions, or what a macro makes functions of.
+pub fn names_in(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut open: Vec<TokenStream> = text.parse().into_iter().collect();
+    while let Some(stream) = open.pop() {
+        for token in stream {
+            match token {
+                TokenTree::Ident(ident) => {
+                    found.extend(Some(ident.to_string()).filter(|name| name.starts_with("truth_")))
+                }
+                TokenTree::Group(group) => open.push(group.stream()),
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// A line of misc/TRUTHS.md.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    pub truth: Truth,
+    pub result: String,
+    /// Of the last pass, in UTC.
+    pub day: String,
+    /// Of the last pass.
+    pub kernel: String,
+}
+
+/// From misc/ to a folder of the root.
+fn link(folder: &str) -> String {
+    folder.strip_prefix("misc/").map_or_else(|| format!("../{folder}"), str::to_owned)
+}
+
+fn name(folder: &str) -> &str {
+    folder.rsplit('/').next().unwrap_or(folder)
+}
+
+pub fn render_truths(rows: &[Row]) -> String {
+    let mut rows: Vec<&Row> = rows.iter().collect();
+    rows.sort_by(|one, other| one.truth.cmp(&other.truth));
+    let mut text = format!("{HEAD}|  | Truth | Shown by | Result | Last pass | Kernel |\n|---|---|---|---|---|---|\n");
+    for Row { truth: Truth { topic, says, folder }, result, day, kernel } in rows {
+        let (name, link) = (name(folder), link(folder));
+        text.push_str(&format!("| {topic} | {says} | [{name}]({link}/README.md) | {result} | {day} | {kernel} |\n"));
+    }
+    text
+}
+
+/// The lines of a table that [`render_truths`] made.
+pub fn rows(text: &str) -> Vec<Row> {
+    text.lines().filter_map(row).collect()
+}
+
+fn row(line: &str) -> Option<Row> {
+    let cells: Vec<&str> = line.strip_prefix('|')?.strip_suffix('|')?.split('|').map(str::trim).collect();
+    let [topic, says, shown_by, result, day, kernel] = cells.as_slice() else { return None };
+    let link = shown_by.split_once("](")?.1.strip_suffix("/README.md)")?;
+    let folder = link.strip_prefix("../").map_or_else(|| format!("misc/{link}"), str::to_owned);
+    let truth = Truth { topic: (*topic).to_owned(), says: (*says).to_owned(), folder };
+    Some(Row { truth, result: (*result).to_owned(), day: (*day).to_owned(), kernel: (*kernel).to_owned() })
+}
+
+pub fn render_guide(root: &Path, crates: &[Crate]) -> String {
+    let mut text = String::from("| Crate | What it shows | Truths | Run |\n|---|---|---|---|\n");
+    for Crate { name, description, folder, programs, .. } in crates {
+        let tests = fs::read_to_string(root.join(folder).join("tests/truths.rs")).unwrap_or_default();
+        let topics: BTreeSet<String> = truths_in(&tests, folder).into_iter().map(|truth| truth.topic).collect();
+        let topics = topics.into_iter().collect::<Vec<_>>().join(" ");
+        let runs: Vec<String> = programs.iter().map(|program| format!("`cargo run -p {name}{program}`")).collect();
+        let (link, runs) = (link(folder), runs.join("<br>"));
+        text.push_str(&format!("| [{name}]({link}/README.md) | {description} | {topics} | {runs} |\n"));
+    }
+    text
+}
+
+/// What stands between the markers of misc/README.md.
+pub fn current(readme: &str) -> Option<&str> {
+    Some(readme.split_once(START)?.1.split_once(END)?.0)
+}
+
+pub fn write(root: &Path, crates: &[Crate]) -> Result<()> {
+    let path = root.join(GUIDE);
+    let readme = fs::read_to_string(&path).context(GUIDE)?;
+    let (before, rest) = readme.split_once(START).with_context(|| format!("{GUIDE} has no {}", START.trim()))?;
+    let (_, after) = rest.split_once(END).with_context(|| format!("{GUIDE} has no {END}"))?;
+    fs::write(&path, format!("{before}{START}{}{END}{after}", render_guide(root, crates))).context(GUIDE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_truth_is_its_name() {
+        let truth = Truth::of("truth_h_the_queue_holds_one_more", "misc/backlog").unwrap();
+        assert_eq!((truth.topic.as_str(), truth.says.as_str()), ("h", "the queue holds one more"));
+        assert_eq!(Truth::of("truth_log_x", "x").unwrap().topic, "log");
+        assert_eq!(truth.test(), "truth_h_the_queue_holds_one_more");
+        for bad in
+            ["truth", "truth_", "truth_h", "truth_h_", "truth_h1_x", "truth__x", "truths_h_x", "d17_x", "truth_H_x"]
+        {
+            assert_eq!(Truth::of(bad, "x"), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn truths_are_found_in_functions_and_in_macros() {
+        let text = "#[test]\nfn truth_a_one() {}\nmacro_rules! m { () => {} }\nm! { truth_b_two: 1; other: 2; }\n\
+            fn helper() { run(\"truth_c_not_a_name\"); } // truth_d_in_a_comment\n#[test] fn d17_x() {}";
+        let found: Vec<String> = truths_in(text, "x").iter().map(Truth::test).collect();
+        assert_eq!(found, ["truth_a_one", "truth_b_two"]);
+    }
+
+    #[test]
+    fn the_table_is_read_as_it_is_written() {
+        let row = |test: &str, folder: &str| Row {
+            truth: Truth::of(test, folder).unwrap(),
+            result: "passed".into(),
+            day: "2026-01-02".into(),
+            kernel: "6.18.1".into(),
+        };
+        let (one, two) = (row("truth_a_one_wakes", "server03-x"), row("truth_h_two", "misc/backlog"));
+        let text = render_truths(&[two.clone(), one.clone()]);
+        assert_eq!(rows(&text), [one, two]);
+        assert!(text.contains("(backlog/README.md)") && text.contains("(../server03-x/README.md)"), "{text}");
+        assert_eq!(rows("| a | b |\n# x\n"), []);
+    }
+
+    #[test]
+    fn the_guide_lists_programs_and_letters() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("misc/x/tests")).unwrap();
+        fs::write(folder.path().join("misc/x/tests/truths.rs"), "fn truth_e_a() {} fn truth_e_b() {}").unwrap();
+        fs::write(folder.path().join(GUIDE), format!("# Title\n{START}{END}\nmore\n")).unwrap();
+        let one = Crate {
+            name: "x".into(),
+            description: "what".into(),
+            folder: "misc/x".into(),
+            programs: vec![String::new(), " --bin y".into()],
+            has_truths: true,
+        };
+        write(folder.path(), std::slice::from_ref(&one)).unwrap();
+        let text = fs::read_to_string(folder.path().join(GUIDE)).unwrap();
+        let line = "| [x](x/README.md) | what | e | `cargo run -p x`<br>`cargo run -p x --bin y` |\n";
+        assert!(text.starts_with("# Title\n") && text.ends_with("\nmore\n") && text.contains(line), "{text}");
+        assert_eq!(current(&text), Some(render_guide(folder.path(), &[one]).as_str()));
+    }
+}

@@ -1,0 +1,232 @@
+//! `truths`: runs every truth test of the workspace, and keeps the table of what they say in misc/TRUTHS.md.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, ensure};
+use cargo_metadata::Message;
+
+use crate::guide::{self, Crate, Row, Truth};
+use crate::tools;
+use crate::verify::say;
+
+/// The test that holds a crate's truths: tests/truths.rs.
+const TARGET: &str = "truths";
+
+/// How a test ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Passed,
+    Skipped,
+    Failed,
+}
+
+impl Outcome {
+    pub fn word(self) -> &'static str {
+        match self {
+            Outcome::Passed => "passed",
+            Outcome::Skipped => "skipped",
+            Outcome::Failed => "FAILED",
+        }
+    }
+}
+
+/// Runs the truths of `only`, or of all crates that have any.
+pub fn run(root: &Path, only: &[String], write: bool) -> Result<()> {
+    let crates = guide::crates(root)?;
+    let mut with_truths: Vec<&Crate> = crates.iter().filter(|one| one.has_truths).collect();
+    for name in only {
+        ensure!(with_truths.iter().any(|one| one.name == *name), "{name} has no tests/truths.rs");
+    }
+    with_truths.retain(|one| only.is_empty() || only.contains(&one.name));
+    let executables = build(root, &with_truths)?;
+    let mut seen: Vec<(Truth, Outcome)> = Vec::new();
+    for one in &with_truths {
+        let executable = executables.get(&one.name).with_context(|| format!("{}: cargo built no test", one.name))?;
+        seen.extend(hold(root, one, executable)?);
+    }
+    report(&seen);
+    if write {
+        let path = root.join(guide::TRUTHS);
+        let old = guide::rows(&fs::read_to_string(&path).unwrap_or_default());
+        let elsewhere = |folder: &str| {
+            crates.iter().any(|one| one.folder == folder && one.has_truths)
+                && !with_truths.iter().any(|one| one.folder == folder)
+        };
+        let mut rows = merge(&seen, &old, &today(), &kernel()?);
+        rows.extend(old.iter().filter(|row| elsewhere(&row.truth.folder)).cloned());
+        fs::write(&path, guide::render_truths(&rows)).with_context(|| guide::TRUTHS.to_owned())?;
+        guide::write(root, &crates)?;
+        say(&format!("written: {}", guide::TRUTHS));
+    }
+    let failed = seen.iter().filter(|(_, outcome)| *outcome == Outcome::Failed).count();
+    ensure!(failed == 0, "{failed} of {} truths do not hold on this machine", seen.len());
+    Ok(())
+}
+
+/// Runs the truths of one crate, as cargo would.
+fn hold(root: &Path, one: &Crate, executable: &Path) -> Result<Vec<(Truth, Outcome)>> {
+    say(&format!("== {}", one.name));
+    let mut command = Command::new(executable);
+    command.args(["truth_", "--show-output"]).current_dir(root.join(&one.folder)).env("PATH", tools::path());
+    let output = command.stdin(Stdio::null()).output().with_context(|| executable.display().to_string())?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let mut seen = Vec::new();
+    for (name, outcome) in results(&text) {
+        if let Some(truth) = Truth::of(&name, &one.folder) {
+            say(&format!("{:3}  {:7}  {}", truth.topic, outcome.word(), truth.says));
+            seen.push((truth, outcome));
+        }
+    }
+    skips(&text).iter().for_each(|line| say(line));
+    let failed = seen.iter().any(|(_, outcome)| *outcome == Outcome::Failed);
+    if failed || !output.status.success() {
+        say(&text);
+        // A program that was killed has said nothing of the test that it was in.
+        ensure!(failed, "{}: {}", one.name, output.status);
+    }
+    Ok(seen)
+}
+
+/// One cargo for all of them: package name and test program.
+fn build(root: &Path, crates: &[&Crate]) -> Result<BTreeMap<String, PathBuf>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["test", "--quiet", "--no-run", "--test", TARGET, "--message-format=json-render-diagnostics"]);
+    command.args(crates.iter().flat_map(|one| ["-p", one.name.as_str()]));
+    let mut child = command.current_dir(root).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cargo")?;
+    let stdout = BufReader::new(child.stdout.take().context("cargo's stdout")?);
+    let mut found = BTreeMap::new();
+    for message in Message::parse_stream(stdout) {
+        if let Message::CompilerArtifact(artifact) = message.context("cargo's messages")?
+            && let (Some(executable), true) = (artifact.executable, artifact.target.name == TARGET)
+        {
+            let folder = artifact.manifest_path.parent().context("a manifest's folder")?;
+            let is_it = |one: &&&Crate| folder.as_std_path() == root.join(&one.folder);
+            let one = crates.iter().find(is_it).with_context(|| format!("{folder}: no crate of ours"))?;
+            found.insert(one.name.clone(), executable.into_std_path_buf());
+        }
+    }
+    ensure!(child.wait()?.success(), "the truth tests do not build");
+    Ok(found)
+}
+
+/// What libtest says of each test: `test NAME ... ok`. A test that passed and said SKIPPED has shown nothing.
+fn results(text: &str) -> BTreeMap<String, Outcome> {
+    let mut results = BTreeMap::new();
+    let mut section = None;
+    for line in text.lines() {
+        if let Some((name, end)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
+            let outcome = match end.trim() {
+                "ok" => Outcome::Passed,
+                end if end.starts_with("ignored") => Outcome::Skipped,
+                _ => Outcome::Failed,
+            };
+            results.insert(name.to_owned(), outcome);
+        } else if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            section = Some(name.to_owned());
+        } else if line.starts_with("SKIPPED:")
+            && let Some(outcome) = section.as_ref().and_then(|name| results.get_mut(name))
+            && *outcome == Outcome::Passed
+        {
+            *outcome = Outcome::Skipped;
+        }
+    }
+    results
+}
+
+fn skips(text: &str) -> Vec<&str> {
+    text.lines().filter(|line| line.starts_with("SKIPPED:")).collect()
+}
+
+/// The sum, and by name what did not pass.
+fn report(seen: &[(Truth, Outcome)]) {
+    let count = |what| seen.iter().filter(|(_, outcome)| *outcome == what).count();
+    let (passed, skipped, failed) = (count(Outcome::Passed), count(Outcome::Skipped), count(Outcome::Failed));
+    say(&format!("\n{} truths: {passed} passed, {skipped} skipped, {failed} failed", seen.len()));
+    for (truth, outcome) in seen.iter().filter(|(_, outcome)| *outcome != Outcome::Passed) {
+        say(&format!("{}: {} in {}", outcome.word(), truth.test(), truth.folder));
+    }
+}
+
+/// A truth that did not pass now keeps the day and the kernel of its last pass.
+fn merge(seen: &[(Truth, Outcome)], old: &[Row], today: &str, kernel: &str) -> Vec<Row> {
+    let row = |(truth, outcome): &(Truth, Outcome)| {
+        let before = old.iter().find(|row| row.truth == *truth);
+        let (day, kernel) = match (outcome, before) {
+            (Outcome::Passed, _) => (today, kernel),
+            (_, Some(row)) => (row.day.as_str(), row.kernel.as_str()),
+            (_, None) => ("never", "-"),
+        };
+        Row { truth: truth.clone(), result: outcome.word().to_owned(), day: day.to_owned(), kernel: kernel.to_owned() }
+    };
+    seen.iter().map(row).collect()
+}
+
+fn today() -> String {
+    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    now.split('T').next().unwrap_or_default().to_owned()
+}
+
+/// The release without what a distribution puts behind it.
+fn kernel() -> Result<String> {
+    const PATH: &str = "/proc/sys/kernel/osrelease";
+    let release = fs::read_to_string(PATH).context(PATH)?;
+    Ok(release.trim().split('-').next().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIBTEST: &str = "\nrunning 4 tests\ntest truth_h_one ... ok\ntest truth_h_two ... FAILED\n\
+        test truth_h_three ... ok\ntest truth_h_four ... ignored, why\n\nsuccesses:\n\n\
+        ---- truth_h_one stdout ----\nsome words\n\n---- truth_h_three stdout ----\n\
+        SKIPPED: truth_h_three: no network of its own\n\nfailures:\n    truth_h_two\n";
+
+    #[test]
+    fn libtest_is_read() {
+        let results = results(LIBTEST);
+        let of = |name: &str| results.get(name).copied();
+        assert_eq!(of("truth_h_one"), Some(Outcome::Passed));
+        assert_eq!(of("truth_h_two"), Some(Outcome::Failed));
+        assert_eq!(of("truth_h_three"), Some(Outcome::Skipped));
+        assert_eq!(of("truth_h_four"), Some(Outcome::Skipped));
+        assert_eq!(results.len(), 4);
+        assert_eq!(skips(LIBTEST), ["SKIPPED: truth_h_three: no network of its own"]);
+    }
+
+    #[test]
+    fn the_last_pass_is_kept() {
+        let truth = |name: &str| Truth::of(name, "misc/x").unwrap();
+        let old = [Row {
+            truth: truth("truth_h_two"),
+            result: "passed".into(),
+            day: "2026-01-01".into(),
+            kernel: "6.1.0".into(),
+        }];
+        let seen = [
+            (truth("truth_h_one"), Outcome::Passed),
+            (truth("truth_h_two"), Outcome::Failed),
+            (truth("truth_h_three"), Outcome::Skipped),
+        ];
+        let rows = merge(&seen, &old, "2026-02-02", "6.18.1");
+        let shown: Vec<_> =
+            rows.iter().map(|row| (row.result.as_str(), row.day.as_str(), row.kernel.as_str())).collect();
+        assert_eq!(
+            shown,
+            [("passed", "2026-02-02", "6.18.1"), ("FAILED", "2026-01-01", "6.1.0"), ("skipped", "never", "-")]
+        );
+    }
+
+    #[test]
+    fn a_day_is_a_day() {
+        assert_eq!(today().len(), "2026-01-01".len());
+        assert!(kernel().unwrap().starts_with(|c: char| c.is_ascii_digit()));
+    }
+}
