@@ -100,6 +100,7 @@ impl Driver<'_> {
                 _ => self.leave(at, Player::half_line),
             }
         }
+        self.cast.iter_mut().for_each(Player::settle);
         (self.cast, self.past)
     }
 
@@ -153,6 +154,12 @@ impl Player {
                 Err(end) => panic!("{}: {end:?} in the middle of it", self.life.nick),
             }
         }
+    }
+
+    /// Waits until all that it has said is in the room, or the crier might be faster.
+    fn settle(&mut self) {
+        let heard = self.member.sync();
+        self.life.heard.extend(heard);
     }
 
     /// The rest of the lines; the last one belongs to the conversation's end.
