@@ -269,7 +269,15 @@ impl Requests {
 
 impl Report {
     /// Puts the counts of a run together.
-    pub(crate) fn new(plan: &Plan, addr: SocketAddr, ended: Ended, elapsed: Duration, tally: Tally, peak: u64) -> Self {
+    pub(crate) fn new(
+        plan: &Plan,
+        addr: SocketAddr,
+        ended: Ended,
+        elapsed: Duration,
+        mut tally: Tally,
+        peak: u64,
+    ) -> Self {
+        tally.settle();
         let requests = Requests::of(plan, &tally);
         let planned = plan.connections();
         let connections = Connections {

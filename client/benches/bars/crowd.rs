@@ -6,14 +6,17 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::face::{self, Face};
 
 /// Descriptors of a process beside those of its connections.
 const RESERVE: u64 = 64;
 /// All have to be open by then.
-const OPEN: Duration = Duration::from_secs(60);
-/// The load lasts so long, and in the meantime the kernel's own list is read.
-const LENGTH: &str = "20s";
+const OPEN: Duration = Duration::from_secs(90);
+/// The load lasts so long at most: it is ended when all are open.
+const LENGTH: &str = "100s";
 
 /// What came of it.
 pub struct Crowd {
@@ -50,7 +53,11 @@ pub fn hold(wanted: u64, limit: u64) -> Crowd {
         listed = listed.max(established(&ports));
         std::thread::sleep(Duration::from_millis(200));
     }
-    clients.iter_mut().for_each(|client| _ = client.wait().unwrap());
+    for client in &mut clients {
+        // As Ctrl-C: it ends with its report.
+        kill(Pid::from_raw(client.id() as i32), Signal::SIGINT).ok();
+        client.wait().unwrap();
+    }
     let sum = dir.path().join("sum");
     let mut merge = Command::new(env!("CARGO_BIN_EXE_client"));
     merge.arg("merge").args((0..clients.len()).map(report)).arg("-j").arg(&sum).stdout(Stdio::null()).status().unwrap();
