@@ -72,7 +72,9 @@ enum Command {
     #[command(
         override_usage = "client scan --rate FROM:TO:STEP [OPTIONS]\n       client scan --children A,B,C [OPTIONS]"
     )]
-    #[command(after_help = "Example: client scan --rate 1k:50k:5k -k 0 -d 2s")]
+    #[command(
+        after_help = "Example: client scan --rate 1k:50k:5k -k 0 -d 2s\n\n--html, --svg, --csv and --hgrm have a run per value."
+    )]
     Scan(Box<commands::scan::Args>),
     /// Merge reports of the same load from several machines
     #[command(about = "Merge reports of the same load from several machines, exactly")]
@@ -85,9 +87,12 @@ enum Command {
 
 const BENCH_HELP: &str = "\
 The first server runs twice in each round, as itself and as its own rival. The noise band is by how much those two
-differ in their widest round, or twice as far from 1 as their 95 % interval reaches, whichever is less. A difference counts if its 95 % interval lies outside that band, and its p (sign flips,
-Holm over the pairs) is at most 0.05; where the interval lies inside the band, the two are called the same.
-CPU times and percentiles are of the time behind the warm-up (-w; auto with -d).
+differ in their widest round, or twice as far from 1 as their 95 % interval reaches, whichever is less. A difference
+counts if its 95 % interval lies outside that band, and its p (sign flips, Holm over the pairs) is at most 0.05. Where
+the interval lies inside the band and holds 1, the two are called the same.
+
+CPU times and percentiles are of the time behind the warm-up (-w; auto with -d). --csv has a row per server and round;
+--html, --svg and --hgrm show all rounds of a server as one run.
 
 Example:
   client bench --server fork='target/release/server01-fork -p 0' \\

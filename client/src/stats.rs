@@ -259,8 +259,9 @@ impl Tally {
         add(&mut latency.service, &self.whole);
         add(&mut latency.total, &self.prompt);
         add(&mut latency.response, &self.prompt);
-        self.whole.reset();
-        self.prompt.reset();
+        // New ones, for to empty these would touch all their pages.
+        self.whole = Histogram::new_from(&self.whole);
+        self.prompt = Histogram::new_from(&self.prompt);
     }
 
     /// A connection or a request of age `age` failed at `now`, both in nanoseconds.

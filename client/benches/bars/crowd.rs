@@ -26,6 +26,8 @@ pub struct Crowd {
     /// Most that the clients had open, together, by the merged report.
     pub merged: u64,
     pub failed: u64,
+    /// What most of those were.
+    pub failure: String,
     pub peak_memory: f64,
 }
 
@@ -39,7 +41,24 @@ pub fn hold(wanted: u64, limit: u64) -> Crowd {
     let share = |n: u64| (wanted * (n + 1) / processes - wanted * n / processes).to_string();
     let start = |(n, server): (usize, &Face)| -> Child {
         let mut client = Command::new(env!("CARGO_BIN_EXE_client"));
-        client.args(["-q", "-k", "0", "-b", "100", "--think", "1s-3s", "-d", LENGTH, "-p", &server.port, "-c"]);
+        client.args([
+            "-q",
+            "-k",
+            "0",
+            "-b",
+            "100",
+            "--think",
+            "1s-3s",
+            "--timeout",
+            "1m",
+            "--connect-timeout",
+            "1m",
+            "-d",
+            LENGTH,
+            "-p",
+            &server.port,
+            "-c",
+        ]);
         client.arg(share(n as u64)).arg("-j").arg(report(n)).stdout(Stdio::null()).spawn().unwrap()
     };
     let mut clients: Vec<Child> = servers.iter().enumerate().map(start).collect();

@@ -258,6 +258,9 @@ fn many(out: &mut impl Write, limit: u64) -> io::Result<()> {
         out,
         "  merged report: {merged} open at once at most, {failed} failed; {memory:.1} MB for the largest client"
     )?;
+    if crowd.failed > 0 {
+        writeln!(out, "  most of them: {}", crowd.failure)?;
+    }
     writeln!(out, "  a process may have {limit} descriptors here")
 }
 

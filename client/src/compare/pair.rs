@@ -17,7 +17,7 @@ const SIGNIFICANT: f64 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The interval lies in the noise band.
+    /// The interval lies in the noise band, and holds 1.
     Same,
     /// The second has more of it: the interval lies above the noise band, and p is at most 0.05.
     More,
@@ -46,7 +46,8 @@ impl Pair {
     /// The verdict, where differences up to `band` are noise.
     pub fn verdict(&self, band: f64) -> Verdict {
         let Interval { low, high, .. } = self.ratio;
-        if low >= 1.0 / (1.0 + band) && high <= 1.0 + band {
+        let is_inside = low >= 1.0 / (1.0 + band) && high <= 1.0 + band;
+        if is_inside && low <= 1.0 && high >= 1.0 {
             return Verdict::Same;
         }
         match (self.p <= SIGNIFICANT, low > 1.0 + band, high < 1.0 / (1.0 + band)) {
@@ -89,9 +90,9 @@ mod tests {
     #[test]
     fn a_difference_inside_the_noise_is_none_however_sure_it_is() {
         let above = [1.1, 1.11, 1.12, 1.1, 1.11, 1.12];
-        assert_eq!((verdict(&above, 0.01), verdict(&above, 0.2)), (Verdict::More, Verdict::Same));
-        // Partly inside.
-        assert_eq!(verdict(&above, 0.105), Verdict::Undecided);
+        assert_eq!(verdict(&above, 0.01), Verdict::More);
+        // Inside, and partly inside: noise may hide it, but it is not the same either.
+        assert_eq!((verdict(&above, 0.2), verdict(&above, 0.105)), (Verdict::Undecided, Verdict::Undecided));
     }
 
     #[test]
