@@ -476,7 +476,6 @@ mod tests {
         assert!(!client.has_work());
         assert_eq!((tally.connected, tally.sent, tally.done, tally.failed, tally.bytes), (2, 2, 2, 0, 10));
         let max = |h: &hdrhistogram::Histogram<u64>| h.max();
-        tally.settle();
         let latency = &tally.latency;
         assert_eq!(
             [max(&latency.connect), max(&latency.first_byte), max(&latency.service), max(&latency.total)],
@@ -493,7 +492,6 @@ mod tests {
         assert!(!client.has_work());
         assert!(client.took(2, 2, 31, &mut tally));
         assert_eq!(client.received(b"abcde", 40, &rules, &mut tally), Step::Close);
-        tally.settle();
         assert_eq!((tally.latency.total.min(), tally.latency.total.max()), (10, 30));
         assert_eq!((tally.connected, tally.sent, tally.done), (1, 2, 2));
     }
@@ -537,7 +535,6 @@ mod tests {
         };
         let mut first = open(0, &mut tally);
         assert_eq!(first.eof(9, &rules, &mut tally), Step::Close);
-        tally.settle();
         assert_eq!((tally.done, tally.latency.service.max()), (1, 1));
         let mut second = open(10, &mut tally);
         assert_eq!(second.received(b"f", 19, &rules, &mut tally), Step::Close);
@@ -628,7 +625,6 @@ mod tests {
             client.censor(now, &mut tally);
             prop_assert_eq!(tally.sent, tally.done + tally.failed + tally.censored);
             prop_assert_eq!(tally.tried, tally.connected + tally.connects_failed + tally.connects_censored);
-            tally.settle();
             prop_assert_eq!(tally.latency.total.len(), tally.done);
             prop_assert!(tally.sent <= plan.requests().unwrap());
         }

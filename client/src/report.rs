@@ -267,28 +267,26 @@ impl Requests {
     }
 }
 
-impl Report {
-    /// Puts the counts of a run together.
-    pub(crate) fn new(
-        plan: &Plan,
-        addr: SocketAddr,
-        ended: Ended,
-        elapsed: Duration,
-        mut tally: Tally,
-        peak: u64,
-    ) -> Self {
-        tally.settle();
-        let requests = Requests::of(plan, &tally);
+impl Connections {
+    fn of(plan: &Plan, tally: &Tally, peak_open: u64) -> Self {
         let planned = plan.connections();
-        let connections = Connections {
+        Connections {
             planned,
             tried: tally.tried,
             connected: tally.connected,
             failed: tally.connects_failed,
             censored: tally.connects_censored,
             not_tried: planned.map(|planned| planned.saturating_sub(tally.tried)),
-            peak_open: peak,
-        };
+            peak_open,
+        }
+    }
+}
+
+impl Report {
+    /// Puts the counts of a run together.
+    pub(crate) fn new(plan: &Plan, addr: SocketAddr, ended: Ended, elapsed: Duration, tally: Tally, peak: u64) -> Self {
+        let requests = Requests::of(plan, &tally);
+        let connections = Connections::of(plan, &tally, peak);
         let offered = if plan.rate.is_some() { tally.offered } else { tally.sent };
         let series = tally.series.into_slices();
         let level = Level::of(plan, &series, tally.warm_until);

@@ -99,12 +99,8 @@ pub struct Row {
 /// Everything a run counts.
 #[derive(Clone, Debug)]
 pub struct Tally {
-    /// Time of what succeeded and of what failed; whole once [`Tally::settle`] has been called.
+    /// Time of what succeeded and of what failed.
     pub latency: Latencies,
-    /// First byte and service of answers that came in one piece: the two are the same, and counted once.
-    whole: Histogram<u64>,
-    /// Total and response of requests that started when they were to: the same again.
-    prompt: Histogram<u64>,
     /// Failures by kind, in the order of their first occurrence.
     pub rows: Vec<Row>,
     /// Connections begun.
@@ -165,8 +161,6 @@ impl Tally {
     pub fn new() -> Result<Self, CreationError> {
         Ok(Tally {
             latency: Latencies::new()?,
-            whole: histogram()?,
-            prompt: histogram()?,
             rows: Vec::new(),
             tried: 0,
             connected: 0,
@@ -238,30 +232,10 @@ impl Tally {
             self.warm_done += 1;
             return;
         }
-        if at.first == at.last {
-            self.whole.saturating_record(at.last.saturating_sub(at.sent));
-        } else {
-            self.latency.first_byte.saturating_record(at.first.saturating_sub(at.sent));
-            self.latency.service.saturating_record(at.last.saturating_sub(at.sent));
-        }
-        if at.start == at.intended {
-            self.prompt.saturating_record(at.last.saturating_sub(at.start));
-        } else {
-            self.latency.total.saturating_record(at.last.saturating_sub(at.start));
-            self.latency.response.saturating_record(at.last.saturating_sub(at.intended));
-        }
-    }
-
-    /// Puts into the histograms what was counted once for two of them.
-    pub fn settle(&mut self) {
-        let latency = &mut self.latency;
-        add(&mut latency.first_byte, &self.whole);
-        add(&mut latency.service, &self.whole);
-        add(&mut latency.total, &self.prompt);
-        add(&mut latency.response, &self.prompt);
-        // New ones, for to empty these would touch all their pages.
-        self.whole = Histogram::new_from(&self.whole);
-        self.prompt = Histogram::new_from(&self.prompt);
+        self.latency.first_byte.saturating_record(at.first.saturating_sub(at.sent));
+        self.latency.service.saturating_record(at.last.saturating_sub(at.sent));
+        self.latency.total.saturating_record(at.last.saturating_sub(at.start));
+        self.latency.response.saturating_record(at.last.saturating_sub(at.intended));
     }
 
     /// A connection or a request of age `age` failed at `now`, both in nanoseconds.
@@ -289,9 +263,7 @@ impl Tally {
     }
 
     /// Adds what another thread has counted, whose series is finished as this one's is.
-    pub fn absorb(&mut self, mut other: Tally) {
-        self.settle();
-        other.settle();
+    pub fn absorb(&mut self, other: Tally) {
         self.latency.absorb(&other.latency);
         add(&mut self.lag, &other.lag);
         add(&mut self.turns, &other.turns);

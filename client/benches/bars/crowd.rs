@@ -85,7 +85,16 @@ pub fn hold(wanted: u64, limit: u64) -> Crowd {
     let memory = all.iter().filter_map(|path| read(path).peak_memory).max().unwrap_or_default();
     // One report is merged with nothing.
     let sum = if clients.len() == 1 { read(&all[0]) } else { read(&sum) };
-    Crowd { processes, listed, merged: sum.connections.peak_open, failed: sum.failures(), peak_memory: memory as f64 }
+    let worst = sum.failures.iter().max_by_key(|row| row.count);
+    let failure = worst.map(|row| row.example.clone()).unwrap_or_default();
+    Crowd {
+        processes,
+        listed,
+        merged: sum.connections.peak_open,
+        failed: sum.failures(),
+        failure,
+        peak_memory: memory as f64,
+    }
 }
 
 /// Connections to these ports of loopback that the kernel lists as established, by their clients' end.
