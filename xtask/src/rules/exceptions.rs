@@ -23,7 +23,12 @@ pub const EXCEPTIONS: &[Exception] = &[
         345,
         "two threads for each client, the log's thread and the stop meet in one lock, whose every use has to be seen",
     ),
-    exception("v2-select", What::Code, 290, "as server02-select: an event loop carries by hand what blocking calls did"),
+    exception(
+        "v2-select",
+        What::Code,
+        290,
+        "as server02-select: an event loop carries by hand what blocking calls did",
+    ),
     exception("v3-broadcast", What::Code, 355, "v2-select, and queues, timers, interest and four policies"),
     exception("v3-broadcast", What::Diff, 320, "lines are queued instead of sent, and clients are watched by token"),
     exception(
