@@ -41,6 +41,15 @@ pub fn keys(tree: &Tree) -> Vec<Breach> {
         if !value(&source.text, "Overload").is_some_and(|value| value.starts_with(word)) {
             breaches.push(Breach::new(&path, 1, format!("Overload: must begin with `{word}`, as Cargo.toml says")));
         }
+        let policy = example.slow_reader.map(|policy| format!("{policy:?}").to_lowercase());
+        if let Some(word) =
+            policy.filter(|word| !value(&source.text, "Slow reader").is_some_and(|v| v.starts_with(word)))
+        {
+            breaches.push(Breach::new(&path, 1, format!("Slow reader: must begin with `{word}`, as Cargo.toml says")));
+        }
+        if example.family == "chat" && example.slow_reader.is_none() {
+            breaches.push(Breach::new(&path, 1, "a chat says in Cargo.toml what becomes of a slow-reader"));
+        }
     }
     breaches
 }
