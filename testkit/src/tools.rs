@@ -27,8 +27,7 @@ pub fn have(tool: &str, who: &str) -> bool {
     found
 }
 
-/// Reports the test `who` as skipped by name, or fails, as [`have`] does.
-pub fn skip(who: &str, why: &str) {
+fn skip(who: &str, why: &str) {
     assert!(std::env::var("REQUIRE_ALL_TESTS").as_deref() != Ok("1"), "{who} cannot run: {why}");
     eprintln!("SKIPPED: {who}: {why}");
 }
