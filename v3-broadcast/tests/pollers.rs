@@ -1,0 +1,36 @@
+//! What the pollers differ in: who pays for clients that say nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
+
+use std::net::TcpStream;
+
+use testkit::{Server, chat::Member, procs};
+
+const LINES: u32 = 2000;
+const IDLE: usize = 600;
+
+/// Nanoseconds of CPU for one line from alice to bob, in a room with that many silent connections.
+fn price(poller: &str, idle: usize) -> u64 {
+    let args = ["--no-log", "--rate", "1000000", "--burst", "1000000", "--poller", poller];
+    let server = Server::start(env!("CARGO_BIN_EXE_v3-broadcast"), &args);
+    let _idle: Vec<TcpStream> = (0..idle).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
+    let mut alice = Member::join(server.addr, "alice");
+    let mut bob = Member::join(server.addr, "bob");
+    let before = procs::cpu_ns(server.pid());
+    for number in 0..LINES {
+        alice.say(&format!("{number}"));
+        bob.expect(&format!("<alice> {number}"));
+    }
+    (procs::cpu_ns(server.pid()) - before) / u64::from(LINES)
+}
+
+/// `cargo test -p v3-broadcast --test pollers -- --nocapture` prints the table.
+#[test]
+fn only_epoll_does_not_pay_for_the_silent() {
+    procs::limit_descriptors(std::process::id() as i32, 4096);
+    let prices = ["select", "poll", "epoll"].map(|poller| {
+        let [alone, crowd] = [price(poller, 0), price(poller, IDLE)].map(|ns| ns / 1000);
+        println!("{poller:6}: {alone} us of CPU for a line, {crowd} us with {IDLE} silent clients");
+        crowd
+    });
+    assert!(prices[0] > 2 * prices[2] && prices[1] > 2 * prices[2], "{prices:?}");
+}
