@@ -117,7 +117,8 @@ pub struct Cli {
     #[arg(long, help_heading = "This client")]
     no_latency: bool,
 
-    /// How connections are waited for
+    /// epoll: one thread, or those of -T, behind an epoll instance each; threads: a thread per connection in blocking
+    /// calls, at most 1024. The measurement is the same
     #[arg(long, default_value = "epoll", value_name = "HOW", help_heading = "Engine")]
     engine: Drive,
 
