@@ -213,6 +213,15 @@ enum Drive {
     Threads,
 }
 
+impl From<Drive> for EngineKind {
+    fn from(drive: Drive) -> Self {
+        match drive {
+            Drive::Epoll => EngineKind::Epoll,
+            Drive::Threads => EngineKind::Threads,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Check {
     Pattern,
@@ -288,10 +297,7 @@ impl Cli {
             start_at_ns: self.start_at,
             threads: self.threads.unwrap_or_default(),
             pin: self.pin.clone().unwrap_or_default().0,
-            engine: match self.engine {
-                Drive::Epoll => EngineKind::Epoll,
-                Drive::Threads => EngineKind::Threads,
-            },
+            engine: self.engine.into(),
             latency: !self.no_latency,
             ..Plan::default()
         };
