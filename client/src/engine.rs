@@ -4,6 +4,7 @@
 //! on top; the wait for events is shared by all that is ready. So there is no getsockopt after connect (send tells
 //! whether the connection is there), no EPOLL_CTL_DEL (close does that), no recv that can only say EAGAIN.
 
+mod blocking;
 mod crew;
 pub(crate) mod epoll;
 mod fail;
@@ -27,7 +28,7 @@ use pace::{Pace, Thinking};
 
 use crate::conn::{Client, Rules};
 use crate::failure::CouldNotRun;
-use crate::plan::{Close, Plan, Until, Warmup};
+use crate::plan::{Close, EngineKind, Plan, Until, Warmup};
 use crate::ramp::{Gate, Ramp};
 use crate::report::Ended;
 use crate::stats::Tally;
@@ -67,7 +68,8 @@ struct Engine<'a> {
     end: Option<u64>,
     sweep: u64,
     base: Instant,
-    epoll: Epoll,
+    /// None where the calls on the one connection of this thread block.
+    epoll: Option<Epoll>,
     buffer: Vec<u8>,
     slots: Vec<Slot>,
     ramp: Ramp,
@@ -102,7 +104,11 @@ impl<'a> Engine<'a> {
         let Some(addr) = addrs.pop() else {
             return Err(CouldNotRun::UnknownHost { host: plan.host.clone(), why: "it has no address".into() });
         };
-        let epoll = Epoll::new(EVENTS).map_err(|source| CouldNotRun::System { call: "epoll_create1", source })?;
+        let epoll = match plan.engine {
+            EngineKind::Epoll => Some(Epoll::new(EVENTS)),
+            EngineKind::Threads => None,
+        };
+        let epoll = epoll.transpose().map_err(|source| CouldNotRun::System { call: "epoll_create1", source })?;
         let mut tally = Tally::new().map_err(|error| start::system("histogram", &error.to_string()))?;
         tally.record = plan.latency;
         tally.warm_until = crew.warm_until();
@@ -197,10 +203,17 @@ impl<'a> Engine<'a> {
     /// Waits for news and deals with them.
     fn turn(&mut self, now: u64, next: u64) -> Result<(), CouldNotRun> {
         let timeout = self.patience(now, next);
-        let news = self.epoll.wait(timeout).map_err(|source| CouldNotRun::System { call: "epoll_pwait2", source })?;
+        let Some(epoll) = &mut self.epoll else {
+            self.block(timeout);
+            self.read_on();
+            let now = self.now();
+            self.warm_up_by_count(now);
+            return Ok(());
+        };
+        let news = epoll.wait(timeout).map_err(|source| CouldNotRun::System { call: "epoll_pwait2", source })?;
         let woken = self.now();
         for number in 0..news {
-            if let Some(news) = self.epoll.news(number) {
+            if let Some(news) = self.epoll.as_ref().and_then(|epoll| epoll.news(number)) {
                 self.on_news(news);
             }
             if self.pace.is_some() {

@@ -48,7 +48,7 @@ pub mod workload;
 pub use engine::{Observer, Progress, run};
 pub use failure::{CouldNotRun, Failure, Kind, Phase};
 pub use misbehave::{Habit, Misbehave};
-pub use plan::{Arrivals, Close, Plan, Rate, Think, Until, Verify, Warmup};
+pub use plan::{Arrivals, Close, EngineKind, Plan, Rate, Think, Until, Verify, Warmup};
 pub use report::{Ended, Report};
 pub use source::Sources;
 pub use workload::{Sizes, Talk};

@@ -11,7 +11,7 @@ use clap::builder::styling::Styles;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 use client::output::args::Outputs;
-use client::{Arrivals, Close, Plan, Rate, Think, Until, Verify, Warmup};
+use client::{Arrivals, Close, EngineKind, Plan, Rate, Think, Until, Verify, Warmup};
 
 use workload::{Bytes, WorkArgs, bytes};
 
@@ -117,6 +117,11 @@ pub struct Cli {
     #[arg(long, help_heading = "This client")]
     no_latency: bool,
 
+    /// epoll: one thread, or those of -T, behind an epoll instance each; threads: a thread per connection in blocking
+    /// calls, at most 1024. The measurement is the same
+    #[arg(long, default_value = "epoll", value_name = "HOW", help_heading = "Engine")]
+    engine: Drive,
+
     /// Longest time from connect() to established
     #[arg(long, default_value = "5s", value_name = "TIME", value_parser = time, help_heading = "Patience")]
     connect_timeout: Duration,
@@ -202,6 +207,23 @@ enum CloseBy {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum Drive {
+    /// One thread, or those of -T: non-blocking sockets behind an epoll instance
+    Epoll,
+    /// A thread for each connection, in blocking calls; at most 1024
+    Threads,
+}
+
+impl From<Drive> for EngineKind {
+    fn from(drive: Drive) -> Self {
+        match drive {
+            Drive::Epoll => EngineKind::Epoll,
+            Drive::Threads => EngineKind::Threads,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Check {
     Pattern,
     Length,
@@ -276,6 +298,7 @@ impl Cli {
             start_at_ns: self.start_at,
             threads: self.threads.unwrap_or_default(),
             pin: self.pin.clone().unwrap_or_default().0,
+            engine: self.engine.into(),
             latency: !self.no_latency,
             ..Plan::default()
         };
@@ -288,6 +311,11 @@ impl Cli {
             plan.bytes = positive(bytes).map_err(|why| wrong("BYTES", bytes, &why))?;
         }
         self.work.split(&mut plan)?;
+        if plan.engine == EngineKind::Threads
+            && let Err(why) = plan.check()
+        {
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, why));
+        }
         if plan.per_connection == 0 && plan.max_open.is_some() {
             let text = "--max-open goes with connections that are made when they are needed; -k 0 keeps those of -c";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));

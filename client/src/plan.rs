@@ -10,6 +10,9 @@ use crate::random::Random;
 use crate::source::Sources;
 use crate::workload::{MOST_PIPELINED, Sizes, Talk};
 
+/// More threads than this help nobody.
+pub const MOST_THREADS: u32 = 1024;
+
 /// A run against the byte service. [`Plan::default`] is the book's: a closed loop of 5 clients, 500 connections each,
 /// 3000 bytes, 127.0.0.1:2000.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,6 +77,8 @@ pub struct Plan {
     pub threads: u32,
     /// The CPUs those threads run on, one after the other; empty is wherever the kernel likes.
     pub pin: Vec<u32>,
+    /// How connections are waited for.
+    pub engine: EngineKind,
     /// Whether latencies are recorded; without, the cost of recording shows.
     pub latency: bool,
 }
@@ -192,6 +197,17 @@ pub enum Close {
     Server,
 }
 
+/// How connections are waited for. The measurement is the same code under all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineKind {
+    /// Non-blocking sockets, all those of a thread behind one epoll instance.
+    #[default]
+    Epoll,
+    /// A thread for each connection, in blocking calls.
+    Threads,
+}
+
 /// How answers are checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -236,6 +252,7 @@ impl Default for Plan {
             start_at_ns: None,
             threads: 0,
             pin: Vec::new(),
+            engine: EngineKind::Epoll,
             latency: true,
         }
     }
@@ -270,6 +287,9 @@ impl Plan {
             Some(rate) => self.describe_open(rate),
             None => self.describe_closed(),
         };
+        if self.engine == EngineKind::Threads {
+            text.push_str(", a thread each");
+        }
         if self.pipeline > 1 {
             text.push_str(&format!(", {} at a time", self.pipeline));
         }
@@ -378,6 +398,12 @@ impl Plan {
             Plan { deadline: Some(Duration::ZERO), .. } => "a deadline of 0 lets nothing succeed",
             Plan { rate: Some(rate), .. } if !rate.is_possible() => {
                 "a rate is a number of requests per second: not negative, and above 0 at one end"
+            }
+            Plan { engine: EngineKind::Threads, threads: 1.., .. } => {
+                "the engine threads has a thread for each connection: leave out -T"
+            }
+            Plan { engine: EngineKind::Threads, .. } if self.slots() > MOST_THREADS => {
+                "the engine threads has a thread for each connection, and at most 1024: lower -c or --max-open"
             }
             Plan { rate: Some(_), think: Some(_), .. } => {
                 "a rate says when requests start, so there is no time to think"

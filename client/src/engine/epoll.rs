@@ -26,6 +26,11 @@ pub struct News {
 }
 
 impl News {
+    /// For the one connection of a thread whose calls block: see what comes.
+    pub fn readable() -> Self {
+        News { token: 0, flags: EpollFlags::EPOLLIN }
+    }
+
     /// Whether there is something to read, if only the end.
     pub fn is_readable(self) -> bool {
         self.flags

@@ -15,7 +15,7 @@ use crate::failure::CouldNotRun;
 use crate::limits::{self, Cpu};
 use crate::machine::Machine;
 use crate::misbehave::Fates;
-use crate::plan::Plan;
+use crate::plan::{EngineKind, MOST_THREADS, Plan};
 use crate::random::Random;
 use crate::report::{Ended, Report, Requests, Steady};
 use crate::source::Route;
@@ -23,8 +23,6 @@ use crate::stats::Tally;
 
 /// Between two looks whether to stop.
 const GLANCE: Duration = Duration::from_millis(10);
-/// More threads than this help nobody.
-const MOST_THREADS: u32 = 1024;
 
 /// What became of one thread.
 struct Part {
@@ -96,6 +94,7 @@ fn wait_for_start(plan: &Plan, observer: &dyn Observer) -> Result<(), CouldNotRu
 fn threads(plan: &Plan, addrs: &[SocketAddr]) -> u32 {
     let cores = || thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1));
     let wanted = match plan.threads {
+        _ if plan.engine == EngineKind::Threads => plan.slots(),
         0 if addrs.first().is_none_or(|addr| is_here(addr.ip())) => 1,
         0 => cores(),
         n => n,

@@ -9,7 +9,7 @@ use nix::unistd;
 use socket2::{Domain, Socket, Type};
 
 use super::epoll::{BOTH, News, READ};
-use super::{Engine, resend};
+use super::{Engine, blocking, resend};
 use crate::conn::Step;
 use crate::failure::Failure;
 
@@ -59,8 +59,12 @@ impl Engine<'_> {
         self.tally.tried += 1;
         let way = if self.probing { 0 } else { self.way };
         self.way += 1;
-        let kind = Type::STREAM.nonblocking().cloexec();
+        let blocking = self.epoll.is_none();
+        let kind = if blocking { Type::STREAM } else { Type::STREAM.nonblocking() }.cloexec();
         let connecting = Socket::new_raw(Domain::for_address(self.addr), kind, None).and_then(|socket| {
+            if blocking {
+                blocking::bound(&socket)?;
+            }
             if self.nodelay {
                 socket.set_tcp_nodelay(true)?;
             }
@@ -73,7 +77,8 @@ impl Engine<'_> {
             connecting
         });
         match connecting {
-            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
+            // A blocking connect() that a signal or its bound ends goes on all the same.
+            Err(error) if !matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
                 self.connect_failed(i, &Failure::Connect(error.raw_os_error().unwrap_or_default()));
                 false
             }
@@ -99,7 +104,8 @@ impl Engine<'_> {
 
     fn register(&mut self, i: usize, interest: EpollFlags) {
         let Some(Some(socket)) = self.slots.get(i).map(|slot| &slot.socket) else { return };
-        if let Err(error) = self.epoll.add(socket, i, interest) {
+        let Some(epoll) = &self.epoll else { return };
+        if let Err(error) = epoll.add(socket, i, interest) {
             self.broken(i, error.raw_os_error().unwrap_or_default());
         }
     }
@@ -137,7 +143,7 @@ impl Engine<'_> {
     }
 
     /// A connection without a request: established, or failed.
-    fn on_opening(&mut self, i: usize) {
+    pub(super) fn on_opening(&mut self, i: usize) {
         let now = self.now();
         let Some(slot) = self.slots.get_mut(i) else { return };
         let Some(socket) = &slot.socket else { return };
@@ -152,7 +158,7 @@ impl Engine<'_> {
     }
 
     /// The server has closed a connection on which no request was under way; the next one needs another.
-    fn closed_idle(&mut self, i: usize) {
+    pub(super) fn closed_idle(&mut self, i: usize) {
         let Some(slot) = self.slots.get_mut(i) else { return };
         slot.client.closed_idle(&self.rules);
         self.drop_socket(i);
@@ -249,7 +255,7 @@ impl Engine<'_> {
         }
         // The send buffer is full, although the answer to all that went before is here: wait for room.
         let Some(Some(socket)) = self.slots.get(i).map(|slot| &slot.socket) else { return false };
-        self.epoll.modify(socket, i, BOTH).is_err()
+        self.epoll.as_ref().is_some_and(|epoll| epoll.modify(socket, i, BOTH).is_err())
     }
 
     fn broken(&mut self, i: usize, errno: i32) {

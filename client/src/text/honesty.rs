@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use super::span;
+use crate::plan::EngineKind;
 use crate::report::{Honesty, Limit, Report, Steer};
 
 /// Of the schedule at least so much should be done, in percent.
@@ -106,6 +107,9 @@ fn limit(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         Limit::Concurrency if report.plan.think.is_some() => "the clients: they think".to_owned(),
         Limit::Concurrency => "the number of clients: nobody is busy".to_owned(),
     };
+    if report.plan.engine == EngineKind::Threads {
+        return writeln!(out, "limited by   {words}");
+    }
     let turn = span(Duration::from_nanos(honesty.loop_p99_ns));
     writeln!(out, "limited by   {words}; loop turn p99 {turn}")
 }
