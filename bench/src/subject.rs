@@ -97,7 +97,7 @@ impl Subject {
 }
 
 /// Keeps this process, and what it starts from now on, on one CPU: the `nth` of those it may use, where it has two.
-fn pin(nth: usize) {
+pub fn pin(nth: usize) {
     let me = Pid::from_raw(0);
     let online = std::thread::available_parallelism().map_or(1, usize::from);
     static ALLOWED: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
