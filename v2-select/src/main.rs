@@ -231,7 +231,7 @@ impl Server {
             match (&client.conn).read(&mut buffer) {
                 // After the last words what comes is thrown away: closing on unread bytes would be a reset.
                 Ok(n) if client.outbox.is_closing() => client.outbox.drained(n),
-                // Readable, and nothing to read: the end of file. Whoever ignores it spins (naive-eof.rs).
+                // Readable, and nothing to read: the end of file. Whoever ignores it spins (naive-spin.rs).
                 Ok(0) => self.tell(id, Event::Gone(Why::Closed), now),
                 Ok(n) => client.input.feed(buffer.get(..n).unwrap_or_default()),
                 // Readiness is a hint.

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use testkit::{End, Peer, Server, eventually, procs};
 
 const BIN: &str = env!("CARGO_BIN_EXE_v2-select");
-const NAIVE: &str = env!("CARGO_BIN_EXE_naive-eof");
+const NAIVE: &str = env!("CARGO_BIN_EXE_naive-spin");
 const FD_SETSIZE: i32 = 1024;
 const FULL: &str = "! server-full try again later\n";
 

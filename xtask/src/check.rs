@@ -17,6 +17,8 @@ pub struct Tree {
     root: PathBuf,
     pub examples: Vec<Example>,
     pub packages: Vec<String>,
+    /// The programs: each with its package.
+    pub programs: Vec<(String, String)>,
     /// The list of crates that misc/README.md should have.
     pub guide: String,
     /// Path relative to the root, and text, of every Rust, Markdown and TOML file that git knows or would take.
@@ -42,8 +44,13 @@ impl Tree {
         }
         let metadata = cargo_metadata::MetadataCommand::new().current_dir(root).no_deps().exec()?;
         let packages = metadata.packages.iter().map(|package| package.name.to_string()).collect();
+        let programs = metadata.packages.iter().flat_map(|package| {
+            let programs = package.targets.iter().filter(|target| target.is_bin());
+            programs.map(|target| (target.name.clone(), package.name.to_string()))
+        });
+        let programs = programs.collect();
         let guide = guide::render_guide(root, &guide::crates(root)?);
-        Ok(Tree { root: root.into(), examples: catalogue::examples(root)?, packages, guide, texts, sources })
+        Ok(Tree { root: root.into(), examples: catalogue::examples(root)?, packages, programs, guide, texts, sources })
     }
 
     pub fn text(&self, path: &str) -> Option<&str> {

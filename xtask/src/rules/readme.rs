@@ -65,10 +65,23 @@ pub fn table(tree: &Tree) -> Vec<Breach> {
     }
 }
 
-/// Lints and versions come from the workspace.
+/// Lints and versions come from the workspace, and no two programs have one name.
 pub fn manifests(tree: &Tree) -> Vec<Breach> {
     let manifests = tree.texts.iter().filter(|(path, _)| path.ends_with("/Cargo.toml"));
-    manifests.flat_map(|(path, text)| manifest(path, text)).collect()
+    manifests.flat_map(|(path, text)| manifest(path, text)).chain(twins(&tree.programs)).collect()
+}
+
+/// Programs of the same name: each would be built over the other one in target/debug, and tests would run either.
+fn twins(programs: &[(String, String)]) -> Vec<Breach> {
+    let mut programs: Vec<_> = programs.iter().collect();
+    programs.sort();
+    let pairs = programs.windows(2).filter_map(|pair| match pair {
+        [(name, one), (other, two)] if name == other => Some((name, one, two)),
+        _ => None,
+    });
+    pairs
+        .map(|(name, one, two)| Breach::new("Cargo.toml", 1, format!("{one} and {two} both have a program {name}")))
+        .collect()
 }
 
 fn manifest(path: &str, text: &str) -> Vec<Breach> {
@@ -113,6 +126,14 @@ mod tests {
         assert_eq!(sections_of("x", &readme("words")).len(), 1);
         assert_eq!(sections_of("x", &format!("{}\n```\n```\n", readme("words"))).len(), 1, "not in Observe");
         assert_eq!(sections_of("x", &readme("```").replace("## Run\n", "")).len(), 1);
+    }
+
+    #[test]
+    fn no_two_programs_have_one_name() {
+        let programs = [("race", "a"), ("fixed", "a"), ("race", "b"), ("lock", "b")];
+        let programs = programs.map(|(name, package)| (name.to_owned(), package.to_owned()));
+        assert_eq!(twins(&programs).len(), 1);
+        assert!(twins(&programs[..2]).is_empty());
     }
 
     #[test]

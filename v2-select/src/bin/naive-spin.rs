@@ -3,7 +3,7 @@
 //! A closed connection is readable, and reading it returns 0 bytes, for ever. This loop goes on to ask for it: select
 //! returns at once, each time, and the CPU is busy with nobody. `v2-select` takes 0 bytes for what they are.
 //!
-//! Run: cargo run -p v2-select --bin naive-eof
+//! Run: cargo run -p v2-select --bin naive-spin
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
