@@ -18,7 +18,7 @@ const STEPS: &[Step] = &[
     ("lints", |root| cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("rules", |root| check::run(root, false)),
     ("build", |root| cargo(root, &["build", "--workspace", "--bins"])),
-    ("tests", |root| cargo(root, &["test", "--workspace"])),
+    ("tests", |root| cargo(root, &["test", "--workspace", "--no-fail-fast"])),
     ("release build", |root| {
         cargo(root, &["build", "--workspace", "--exclude", "xtask", "--exclude", "testkit", "--bins", "--release"])
     }),
