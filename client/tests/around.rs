@@ -141,11 +141,15 @@ fn bench(more: &[&str]) -> (support::Ran, serde_json::Value) {
 /// What the machine does meanwhile may leave a figure undecided, but it makes no difference out of nothing.
 fn a_server_is_the_same_as_itself() {
     let (a, b) = (format!("a={}", habitual("burn:100")), format!("b={}", habitual("burn:100")));
-    let (ran, json) = bench(&["--server", &a, "--server", &b]);
-    let verdicts: Vec<&str> =
-        json["comparisons"].as_array().unwrap().iter().map(|line| line["verdict"].as_str().unwrap()).collect();
-    assert!(verdicts.iter().all(|verdict| ["same", "undecided"].contains(verdict)), "{}", ran.out);
-    assert!(verdicts.contains(&"same") && ran.out.contains(" the same within "), "{}", ran.out);
+    // A machine that is busy with something else may leave it undecided, and says so. It must not say more than that.
+    let called_same = (0..4).any(|_| {
+        let (ran, json) = bench(&["--server", &a, "--server", &b]);
+        let verdicts: Vec<&str> =
+            json["comparisons"].as_array().unwrap().iter().map(|line| line["verdict"].as_str().unwrap()).collect();
+        assert!(verdicts.iter().all(|verdict| ["same", "undecided"].contains(verdict)), "{}", ran.out);
+        verdicts.contains(&"same") && ran.out.contains(" the same within ")
+    });
+    assert!(called_same, "four times undecided");
 }
 
 fn a_dearer_server_is_called_dearer() {
