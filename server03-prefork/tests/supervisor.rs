@@ -93,7 +93,7 @@ fn one_worker_can_be_told_to_end() {
 fn a_stopped_worker_holds_up_nobody_else_and_ends_with_the_grace() {
     let mut server = start(&["--grace", "300"]);
     let one: BTreeSet<i32> = workers(&server).into_iter().take(1).collect();
-    tell(&one, Signal::SIGSTOP);
+    one.iter().for_each(|pid| procs::stop(*pid));
     (0..20).for_each(|_| server.connect().ask(100));
     server.stop().unwrap();
 }

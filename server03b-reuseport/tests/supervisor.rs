@@ -134,7 +134,7 @@ fn one_worker_can_be_told_to_end() {
 fn a_stopped_worker_ends_with_the_grace() {
     let mut server = start(&["--grace", "300"]);
     let one: BTreeSet<i32> = workers(&server).into_iter().take(1).collect();
-    tell(&one, Signal::SIGSTOP);
+    one.iter().for_each(|pid| procs::stop(*pid));
     server.stop().unwrap();
 }
 

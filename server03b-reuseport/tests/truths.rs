@@ -43,7 +43,7 @@ fn queued(inode: u64) -> usize {
 /// Stops a worker, so that those who are hashed to it wait in its queue: its process and its listener.
 fn stop_one(server: &Server) -> (i32, u64) {
     let pid = workers(server)[0];
-    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    procs::stop(pid);
     eventually("stopped", || server.family().iter().any(|p| p.pid == pid && p.state == 'T').then_some(()));
     (pid, listener_of(pid).unwrap())
 }

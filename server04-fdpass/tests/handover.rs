@@ -31,7 +31,7 @@ fn tell(pid: i32, signal: Signal) {
 }
 
 fn stop(server: &Server, worker: i32) {
-    tell(worker, Signal::SIGSTOP);
+    procs::stop(worker);
     eventually("it has stopped", || server.family().iter().any(|p| p.pid == worker && p.state == 'T').then_some(()));
 }
 
@@ -60,7 +60,7 @@ fn a_client_on_its_way_to_a_dead_worker_is_served_by_another() {
     let server = start(100);
     let base = Baseline::of(&server);
     let first = pool(&server);
-    first.iter().for_each(|worker| tell(*worker, Signal::SIGSTOP));
+    first.iter().for_each(|worker| procs::stop(*worker));
     eventually("all have stopped", || (server.family().iter().filter(|p| p.state == 'T').count() == 100).then_some(()));
     let mut clients: Vec<Peer> = (0..100).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(|client| client.send("3000\n"));

@@ -16,7 +16,7 @@ use procfs::process::{FDTarget, Process, all_processes};
 use socket2::Socket;
 
 use crate::peer::Peer;
-use crate::server::{MARKER, Server};
+use crate::server::{MARKER, Server, eventually};
 
 /// One process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +115,12 @@ pub fn is_cloexec(pid: i32, fd: i32) -> Option<bool> {
 pub fn thread_states(pid: i32) -> Vec<char> {
     let Ok(tasks) = Process::new(pid).and_then(|process| process.tasks()) else { return Vec::new() };
     tasks.flatten().filter_map(|task| Some(task.stat().ok()?.state)).collect()
+}
+
+/// Stops a process, and comes back when it has stopped: until then it could still take a client.
+pub fn stop(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+    eventually("the process stops", || thread_states(pid).iter().all(|state| *state == 'T').then_some(()));
 }
 
 /// CPU time the process has used, all threads, in nanoseconds.

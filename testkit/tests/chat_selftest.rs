@@ -32,12 +32,13 @@ fn verdict(row: &str, fault: &str) -> String {
     }
 }
 
+/// One of these reasons, with `|` between them.
 macro_rules! caught {
     ($($name:ident: $fault:literal by $row:literal => $words:literal;)*) => {
         $(#[test]
         fn $name() {
             let verdict = verdict($row, $fault);
-            assert!(verdict.contains($words), "a chat that {} passed {} for: '{verdict}'", $fault, $row);
+            assert!($words.split('|').any(|words| verdict.contains(words)), "a chat that {} passed {} for: '{verdict}'", $fault, $row);
         })*
     };
 }
@@ -46,7 +47,7 @@ caught! {
     echo: "echoes to the sender" by "sender_is_not_echoed" => "<bob> hi";
     echo_in_the_history: "echoes to the sender" by "history_under_a_nemesis" => "came back";
     lost_line: "loses a line" by "two_senders_one_order" => "Silence";
-    lost_line_in_the_history: "loses a line" by "history_under_a_nemesis" => ": two orders: ";
+    lost_line_in_the_history: "loses a line" by "history_under_a_nemesis" => ": two orders: |Silence before the end";
     doubled_leave_line: "doubles the leave line" by "leave_line_once_whatever_the_cause" => "left (";
     doubled_leave_line_in_the_history: "doubles the leave line" by "history_under_a_nemesis" => ")' came 2 times";
     two_orders: "keeps two orders" by "two_senders_one_order" => "order";
