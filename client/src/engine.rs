@@ -106,7 +106,7 @@ impl<'a> Engine<'a> {
         };
         let epoll = match plan.engine {
             EngineKind::Epoll => Some(Epoll::new(EVENTS)),
-            EngineKind::Threads => None,
+            EngineKind::Threads | EngineKind::Fork => None,
         };
         let epoll = epoll.transpose().map_err(|source| CouldNotRun::System { call: "epoll_create1", source })?;
         let mut tally = Tally::new().map_err(|error| start::system("histogram", &error.to_string()))?;

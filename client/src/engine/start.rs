@@ -40,6 +40,9 @@ struct Part {
 /// connection that fails at every address. Whatever goes wrong later is in the report.
 pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotRun> {
     plan.check()?;
+    if plan.engine == EngineKind::Fork {
+        return Err(CouldNotRun::BadPlan("the engine fork begins before the first thread: only client itself can"));
+    }
     let abusers = plan.misbehave.map_or(0, |misbehave| misbehave.clients);
     limits::make_room(plan.slots().saturating_add(plan.threads).saturating_add(abusers))?;
     let (addrs, more) = resolve::targets(&plan.host, plan.port)?;
