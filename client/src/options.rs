@@ -318,6 +318,16 @@ impl Cli {
             plan.bytes = positive(bytes).map_err(|why| wrong("BYTES", bytes, &why))?;
         }
         self.work.split(&mut plan)?;
+        self.check_engine(&plan)?;
+        if plan.per_connection == 0 && plan.max_open.is_some() {
+            let text = "--max-open goes with connections that are made when they are needed; -k 0 keeps those of -c";
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
+        }
+        Ok(plan)
+    }
+
+    /// Refuses what the engine cannot do.
+    fn check_engine(&self, plan: &Plan) -> Result<(), clap::Error> {
         if plan.engine != EngineKind::Epoll
             && let Err(why) = plan.check()
         {
@@ -330,11 +340,7 @@ impl Cli {
                 return Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
             }
         }
-        if plan.per_connection == 0 && plan.max_open.is_some() {
-            let text = "--max-open goes with connections that are made when they are needed; -k 0 keeps those of -c";
-            return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
-        }
-        Ok(plan)
+        Ok(())
     }
 }
 

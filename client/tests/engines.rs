@@ -125,7 +125,7 @@ fn what_the_engine_cannot_do_is_a_usage_error() {
         (&["-R", "100"][..], "leave out -R"),
         (&["-T", "2"], "leave out -T"),
         (&["-c", "1025"], "at most 1024"),
-        (&["--misbehave", "idle:1"], "leave out --misbehave"),
+        (&["--misbehave", "silent"], "leave out --misbehave"),
         (&["--connect-rate", "5"], "leave out --connect-rate"),
         (&["--pin", "0"], "leave out --pin"),
         (&["--tui"], "--tui does not go with"),
