@@ -100,8 +100,8 @@ fn a_server_of_forked_clients_is_watched_alone() {
     let report = client::json::read(&mut std::fs::File::open(path).unwrap()).unwrap();
     assert_eq!((report.plan.clients, report.requests.planned, report.honesty.threads), (4, Some(200), 4));
     assert_ne!(report.plan.port, 2000);
-    // The clients are no part of the server.
-    assert_eq!(report.server.unwrap().peak_processes, 1);
+    // The clients are no part of the server, which is a shell and this program.
+    assert!(report.server.unwrap().peak_processes <= 2);
     let ran = run(&mut command(&[&load[..], &["--server-cmd", "exit 3"]].concat()));
     ran.expect(1, &["ended with status 3 before it listened"]);
 }

@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -137,6 +137,24 @@ fn what_the_engine_cannot_do_is_a_usage_error() {
     run(&mut command(&["scan", "--children", "1,2", "--engine", "fork"])).expect(2, &["which has threads"]);
     run(&mut command(&["bench", "--server", "a=x", "--server", "b=y", "--engine", "fork"]))
         .expect(2, &["which has threads"]);
+}
+
+#[test]
+fn a_full_accept_queue_does_not_outlast_the_run() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // A second listen() only makes the queue shorter.
+    SockRef::from(&listener).listen(0).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let _first = TcpStream::connect(addr).unwrap();
+    let port = addr.port().to_string();
+    for engine in ENGINES {
+        let args = ["-c", "2", "-k", "0", "-d", "500ms", "-q", "-j", "-", "-p", &port, "--engine", engine];
+        let ran = run(&mut command(&args));
+        assert_eq!(ran.code, 1, "{}", ran.err);
+        let json: Value = serde_json::from_str(&ran.out).unwrap();
+        law(&json);
+        assert_eq!(json["ended"], "duration", "{engine}");
+    }
 }
 
 /// The children of a process.

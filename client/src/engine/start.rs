@@ -228,8 +228,12 @@ fn work(
         let (tally, ended_at, addr) = engine.finish();
         Ok(Part { tally, ended, ended_at, addr, cpu: Cpu::of_thread_since(cpu) })
     });
+    if number == 0 {
+        // The others wait for the first connection: by now it was made, or never will be.
+        crew.failed();
+    }
     if ran.is_err() {
-        // The others wait for the first connection, or would go on without this thread's share.
+        // They would go on without this thread's share.
         crew.failed();
         crew.stop();
     }
