@@ -102,8 +102,8 @@ fn a_server_of_forked_clients_is_watched_alone() {
     assert_ne!(report.plan.port, 2000);
     // The clients are no part of the server, which is a shell and this program.
     assert!(report.server.unwrap().peak_processes <= 2);
-    let ran = run(&mut command(&[&load[..], &["--server-cmd", "exit 3"]].concat()));
-    ran.expect(1, &["ended with status 3 before it listened"]);
+    let ran = run(&mut command(&[&load[..], &["--server-cmd", "false"]].concat()));
+    ran.expect(1, &["false: ended with status 1 before it listened"]);
 }
 
 fn the_server_lives_as_long_as_its_load() {
