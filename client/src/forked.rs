@@ -4,7 +4,6 @@
 //! So all children are made before the first thread is, and wait at a gate: a pipe, from which each of them reads the
 //! port when the run starts. Each runs the load of one client and writes its report to a pipe of its own.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +20,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, pipe2};
 
 use crate::commands::merge;
@@ -62,7 +61,7 @@ impl Crowd {
             // SAFETY: this process has one thread, so the child may do whatever the parent may.
             match unsafe { fork() }.context("fork")? {
                 ForkResult::Child => {
-                    // Held here, the gate would never be seen to close, and an Arc of the parent's flag is a copy.
+                    // Held here, the gate would never be seen to close.
                     crowd.abandon();
                     drop(theirs);
                     child(parent, wait_here, mine, &share(plan, number, source.clone()), Arc::clone(stop))
@@ -101,32 +100,20 @@ impl Crowd {
         *lost = !errors.is_empty();
         if reports.is_empty() {
             // All of one cause, mostly: said once.
-            errors.retain({
-                let mut seen = BTreeMap::new();
-                move |line| seen.insert(line.clone(), ()).is_none()
-            });
+            errors.sort();
+            errors.dedup();
             let Some(last) = errors.pop() else { bail!("no client process has made a report") };
             tell(&errors);
             bail!("{last}");
         }
         tell(&errors);
-        let here = reports.iter().any(|report| report.honesty.others_cpu_percent.is_some());
-        let memory: Option<u64> = reports.iter().map(|report| report.peak_memory).sum();
-        let (mut sum, _) = merge::together(reports)?;
-        sum.plan = plan.clone();
-        sum.cpu.user_ns += cpu.user_ns;
-        sum.cpu.system_ns += cpu.system_ns;
-        sum.peak_memory = memory;
-        sum.requests.planned = plan.requests();
-        sum.requests.not_sent = plan.requests().map(|planned| planned.saturating_sub(sum.requests.sent));
-        sum.connections.planned = plan.connections();
-        sum.connections.not_tried = plan.connections().map(|planned| planned.saturating_sub(sum.connections.tried));
+        let mut sum = add(plan, reports, cpu)?;
         // What each child calls others are mostly its brothers.
+        let here = sum.honesty.others_cpu_percent.is_some();
         sum.honesty.others_cpu_percent = machine.filter(|_| here).map(|(now, before)| {
             let others = now.saturating_sub(before).saturating_sub(sum.cpu.total());
             100.0 * others.as_secs_f64() / sum.elapsed.as_secs_f64().max(1e-9)
         });
-        sum.judge_rate();
         sum.judge();
         Ok(sum)
     }
@@ -198,7 +185,9 @@ impl Drop for Crowd {
     fn drop(&mut self) {
         self.gate = None;
         for member in &mut self.members {
-            if !member.reaped {
+            // The end of a server that did not start may have waited for it: then the pid is perhaps another's by now.
+            let there = || waitpid(member.pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive);
+            if !member.reaped && there() {
                 _ = kill(member.pid, Signal::SIGKILL);
                 _ = member.wait();
             }
@@ -227,6 +216,25 @@ impl Member {
             }
         }
     }
+}
+
+/// The reports of the children as the one of the plan; `own` is what this process has used beside them.
+fn add(plan: &Plan, reports: Vec<Report>, own: Cpu) -> anyhow::Result<Report> {
+    // Each is a process of its own; pages that they share are counted in each.
+    let memory = reports.iter().map(|report| report.peak_memory).sum();
+    let (mut sum, _) = merge::together(reports)?;
+    sum.plan = plan.clone();
+    sum.peak_memory = memory;
+    sum.cpu.user_ns += own.user_ns;
+    sum.cpu.system_ns += own.system_ns;
+    // Of all clients, also of those that have made no report.
+    let (requests, links) = (&mut sum.requests, &mut sum.connections);
+    requests.planned = plan.requests();
+    requests.not_sent = requests.planned.map(|planned| planned.saturating_sub(requests.sent));
+    links.planned = plan.connections();
+    links.not_tried = links.planned.map(|planned| planned.saturating_sub(links.tried));
+    sum.judge_rate();
+    Ok(sum)
 }
 
 fn tell(errors: &[String]) {
