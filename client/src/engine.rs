@@ -106,7 +106,7 @@ impl<'a> Engine<'a> {
         };
         let epoll = match plan.engine {
             EngineKind::Epoll => Some(Epoll::new(EVENTS)),
-            EngineKind::Threads => None,
+            EngineKind::Threads | EngineKind::Fork => None,
         };
         let epoll = epoll.transpose().map_err(|source| CouldNotRun::System { call: "epoll_create1", source })?;
         let mut tally = Tally::new().map_err(|error| start::system("histogram", &error.to_string()))?;
@@ -164,7 +164,8 @@ impl<'a> Engine<'a> {
     /// Does this thread's part of the run. One thread alone looks at the run itself; of several somebody else does.
     fn run(&mut self, mut alone: Option<(&mut Lookout, &mut dyn Observer)>) -> Result<Ended, CouldNotRun> {
         if !self.probing && !self.wait_for_first() {
-            return Ok(Ended::Interrupted);
+            // Why the run ended is known to the thread that has tried.
+            return Ok(Ended::Finished);
         }
         let mut next_sweep = self.now() + self.sweep;
         let mut next_tick = 0;

@@ -4,6 +4,7 @@
 //! came and was right.
 
 mod commands;
+mod forked;
 mod options;
 mod progress;
 mod saved;
@@ -20,11 +21,12 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use client::output::Run;
 use client::output::args::Files;
-use client::{Ended, Report};
+use client::{Ended, EngineKind, Report};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::flag;
 
 use commands::once::{Around, judge};
+use forked::Crowd;
 use options::Cli;
 use progress::{Screen, Show};
 
@@ -129,9 +131,16 @@ fn load(cli: &Cli, around: &Around) -> anyhow::Result<u8> {
     for signal in [SIGINT, SIGTERM].into_iter().chain(RESTORE.into_iter().filter(|_| cli.tui)) {
         flag::register(signal, Arc::clone(&stop)).context("sigaction")?;
     }
+    // Before the screen, the server and the watch: they start threads.
+    let crowd = (plan.engine == EngineKind::Fork).then(|| Crowd::fork(&plan, &stop)).transpose()?;
+    let mut lost = false;
     let series = files.take_series()?;
-    let mut screen = Screen::new(&plan, Show::from(cli), cli.interval, series, Arc::clone(&stop))?;
-    let report = around.server.run(&plan, &mut screen, &stop);
+    let show = if crowd.is_some() { Show::Nothing } else { Show::from(cli) };
+    let mut screen = Screen::new(&plan, show, cli.interval, series, Arc::clone(&stop))?;
+    let report = around.server.run_by(&plan, &mut screen, &stop, |plan, observer| match crowd {
+        Some(crowd) => crowd.run(plan, observer, &mut lost),
+        None => Ok(client::run(plan, observer)?),
+    });
     // The terminal is itself again before a signal can end the process.
     let series = screen.finish();
     for signal in [SIGINT, SIGTERM].into_iter().chain(RESTORE.into_iter().filter(|_| cli.tui)) {
@@ -140,7 +149,7 @@ fn load(cli: &Cli, around: &Around) -> anyhow::Result<u8> {
     }
     let report = report?;
     let ended = report.ended;
-    let good = report.is_good();
+    let good = report.is_good() && !lost;
     let doubts = if cli.strict { report.doubts() } else { Vec::new() };
     let gates = around.slo.clone();
     let verdict = judged(report, files, cli.explain, &gates)?;

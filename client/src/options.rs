@@ -118,7 +118,7 @@ pub struct Cli {
     no_latency: bool,
 
     /// epoll: one thread, or those of -T, behind an epoll instance each; threads: a thread per connection in blocking
-    /// calls, at most 1024. The measurement is the same
+    /// calls, at most 1024; fork: a process per client, as in the book. The measurement is the same
     #[arg(long, default_value = "epoll", value_name = "HOW", help_heading = "Engine")]
     engine: Drive,
 
@@ -212,6 +212,8 @@ enum Drive {
     Epoll,
     /// A thread for each connection, in blocking calls; at most 1024
     Threads,
+    /// A process for each client, in blocking calls; at most 1024; no -R
+    Fork,
 }
 
 impl From<Drive> for EngineKind {
@@ -219,6 +221,7 @@ impl From<Drive> for EngineKind {
         match drive {
             Drive::Epoll => EngineKind::Epoll,
             Drive::Threads => EngineKind::Threads,
+            Drive::Fork => EngineKind::Fork,
         }
     }
 }
@@ -241,6 +244,10 @@ impl Cli {
                 let text = format!("--{name} does not go with client {command}\n");
                 return Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
             }
+        }
+        if matches!(self.engine, Drive::Fork) {
+            let text = format!("--engine fork does not go with client {command}, which has threads\n");
+            return Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
         }
         self.output.refuse(options, command)?;
         self.output.check(self.json.as_deref())
@@ -311,16 +318,29 @@ impl Cli {
             plan.bytes = positive(bytes).map_err(|why| wrong("BYTES", bytes, &why))?;
         }
         self.work.split(&mut plan)?;
-        if plan.engine == EngineKind::Threads
-            && let Err(why) = plan.check()
-        {
-            return Err(Cli::command().error(ErrorKind::ArgumentConflict, why));
-        }
+        self.check_engine(&plan)?;
         if plan.per_connection == 0 && plan.max_open.is_some() {
             let text = "--max-open goes with connections that are made when they are needed; -k 0 keeps those of -c";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
         }
         Ok(plan)
+    }
+
+    /// Refuses what the engine cannot do.
+    fn check_engine(&self, plan: &Plan) -> Result<(), clap::Error> {
+        if plan.engine != EngineKind::Epoll
+            && let Err(why) = plan.check()
+        {
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, why));
+        }
+        if plan.engine == EngineKind::Fork {
+            self.output.refuse(&["series"], "--engine fork")?;
+            if self.tui {
+                let text = "--tui does not go with client --engine fork\n";
+                return Err(clap::Error::raw(ErrorKind::ArgumentConflict, text));
+            }
+        }
+        Ok(())
     }
 }
 

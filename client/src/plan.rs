@@ -206,6 +206,9 @@ pub enum EngineKind {
     Epoll,
     /// A thread for each connection, in blocking calls.
     Threads,
+    /// A process for each client, in blocking calls. The command `client` makes them, before its first thread; for
+    /// [`crate::run`] this is no plan.
+    Fork,
 }
 
 /// How answers are checked.
@@ -287,9 +290,11 @@ impl Plan {
             Some(rate) => self.describe_open(rate),
             None => self.describe_closed(),
         };
-        if self.engine == EngineKind::Threads {
-            text.push_str(", a thread each");
-        }
+        text.push_str(match self.engine {
+            EngineKind::Epoll => "",
+            EngineKind::Threads => ", a thread each",
+            EngineKind::Fork => ", a process each",
+        });
         if self.pipeline > 1 {
             text.push_str(&format!(", {} at a time", self.pipeline));
         }
@@ -405,12 +410,30 @@ impl Plan {
             Plan { engine: EngineKind::Threads, .. } if self.slots() > MOST_THREADS => {
                 "the engine threads has a thread for each connection, and at most 1024: lower -c or --max-open"
             }
+            Plan { engine: EngineKind::Fork, .. } if self.no_fork().is_some() => self.no_fork().unwrap_or_default(),
             Plan { rate: Some(_), think: Some(_), .. } => {
                 "a rate says when requests start, so there is no time to think"
             }
             _ => return Ok(()),
         };
         Err(CouldNotRun::BadPlan(zero))
+    }
+
+    /// What processes that know nothing of each other cannot do together.
+    fn no_fork(&self) -> Option<&'static str> {
+        Some(match self {
+            Plan { rate: Some(_), .. } => "the engine fork has no schedule for all its processes: leave out -R",
+            Plan { connect_rate: Some(_), .. } => {
+                "the engine fork has no clock for all its processes: leave out --connect-rate"
+            }
+            Plan { misbehave: Some(_), .. } => "the engine fork has nobody to misbehave: leave out --misbehave",
+            Plan { threads: 1.., .. } => "the engine fork has a process for each client: leave out -T",
+            Plan { clients, .. } if *clients > MOST_THREADS => {
+                "the engine fork has a process for each client, and at most 1024: lower -c"
+            }
+            Plan { pin, .. } if !pin.is_empty() => "the engine fork pins no process: leave out --pin",
+            _ => return None,
+        })
     }
 }
 

@@ -115,6 +115,13 @@ impl Range {
 }
 
 impl Sources {
+    /// What a plan needs whose clients run apart, so that none of them sees how many ports all of them take.
+    pub fn automatic(plan: &Plan) -> Option<Self> {
+        let loopback = plan.host == "localhost" || plan.host.parse::<Ipv4Addr>().is_ok_and(|addr| addr.is_loopback());
+        let count = addresses_needed(plan, 1, ports(), reuses_time_wait());
+        (loopback && count > 1).then(|| Sources::loopback(count))
+    }
+
     /// The first `count` addresses of 127/8.
     pub fn loopback(count: u32) -> Self {
         let ranges = vec![Range { first: Ipv4Addr::LOCALHOST.into(), count: count.into() }];

@@ -46,7 +46,6 @@ pub struct Watch {
     tell: Sender<Tell>,
     thread: JoinHandle<Seen>,
     start: Usage,
-    switches: (u64, u64),
 }
 
 impl Watch {
@@ -73,7 +72,7 @@ impl Watch {
             Seen { tree, own: Cpu::of_thread(), warm }
         };
         let thread = thread::Builder::new().name("watch".into()).spawn(look).context("start a thread")?;
-        Ok(Watch { pid, tell, thread, start, switches: child_switches() })
+        Ok(Watch { pid, tell, thread, start })
     }
 
     /// An observer that notices the end of the warm-up for this watch, and is otherwise `inner`.
@@ -83,7 +82,8 @@ impl Watch {
 
     /// Ends it and puts what was used into the report, without what the watching itself has cost this process.
     pub fn finish(self, report: &mut Report) -> Watched {
-        let watched = Watched { start: self.start, switches: self.switches };
+        // The server is not waited for yet: what was before are processes of this client.
+        let watched = Watched { start: self.start, switches: child_switches() };
         let Some((mut used, seen)) = self.over() else { return watched };
         report.cpu = report.cpu.less(seen.own);
         if let Some((steady, (usage, before))) = report.steady.as_mut().zip(seen.warm) {

@@ -27,8 +27,9 @@ fn main() {
     if let Some(habit) = std::env::var_os(ROLE) {
         serve(Box::leak(habit.into_string().unwrap().into_boxed_str()));
     }
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&str, fn()); 13] = [
         ("the_server_lives_as_long_as_its_load", the_server_lives_as_long_as_its_load),
+        ("a_server_of_forked_clients_is_watched_alone", a_server_of_forked_clients_is_watched_alone),
         ("a_server_that_ends_at_once_is_one_clear_line", a_server_that_ends_at_once_is_one_clear_line),
         ("gates_decide_the_exit_status", gates_decide_the_exit_status),
         ("a_slower_server_is_called_slower", a_slower_server_is_called_slower),
@@ -88,6 +89,21 @@ fn server(delay: u32) -> String {
 
 fn habitual(habit: &str) -> String {
     format!("env {ROLE}={habit} {}", std::env::current_exe().unwrap().display())
+}
+
+fn a_server_of_forked_clients_is_watched_alone() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let load = ["-q", "-c", "4", "-t", "50", "-j", path, "--engine", "fork"];
+    let ran = run(&mut command(&[&load[..], &["--server-cmd", &server(0)]].concat()));
+    ran.expect(0, &["OK: 200 answers", "a process each", "server"]);
+    let report = client::json::read(&mut std::fs::File::open(path).unwrap()).unwrap();
+    assert_eq!((report.plan.clients, report.requests.planned, report.honesty.threads), (4, Some(200), 4));
+    assert_ne!(report.plan.port, 2000);
+    // The clients are no part of the server, which is a shell and this program.
+    assert!(report.server.unwrap().peak_processes <= 2);
+    let ran = run(&mut command(&[&load[..], &["--server-cmd", "false"]].concat()));
+    ran.expect(1, &["false: ended with status 1 before it listened"]);
 }
 
 fn the_server_lives_as_long_as_its_load() {

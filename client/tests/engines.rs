@@ -4,9 +4,9 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,23 +14,31 @@ use serde_json::Value;
 use socket2::SockRef;
 use support::{Server, answer_once, command, finish, pattern, request, run, serve_well};
 
-const ENGINES: [&str; 2] = ["epoll", "threads"];
+const ENGINES: [&str; 3] = ["epoll", "threads", "fork"];
+/// Those that have a schedule.
+const OPEN: [&str; 2] = ["epoll", "threads"];
 
 /// Requests sent, done, failed and censored, and each failure with its count; the totals law holds.
 fn counts(code: i32, port: &str, args: &[&str]) -> Vec<(Value, Value)> {
-    let counted = ENGINES.map(|engine| {
-        let all = [args, &["--engine", engine, "-q", "-j", "-", "-p", port]].concat();
-        let ran = run(&mut command(&all));
-        assert_eq!(ran.code, code, "{all:?}: {}{}", ran.out, ran.err);
-        let json: Value = serde_json::from_str(&ran.out).unwrap();
-        law(&json);
-        let rows = json["failures"].as_array().unwrap().iter();
-        let rows = rows.map(|row| serde_json::json!([row["phase"], row["kind"], row["count"]])).collect();
-        let n = |name: &str| json["requests"][name].clone();
-        (serde_json::json!([n("sent"), n("done"), n("failed"), n("censored")]), rows)
-    });
-    assert_eq!(counted[0], counted[1], "{args:?}");
-    counted.into()
+    let engines: &[&str] = if args.contains(&"-R") { &OPEN } else { &ENGINES };
+    let counted: Vec<(Value, Value)> = engines
+        .iter()
+        .map(|engine| {
+            let all = [args, &["--engine", engine, "-q", "-j", "-", "-p", port]].concat();
+            let ran = run(&mut command(&all));
+            assert_eq!(ran.code, code, "{all:?}: {}{}", ran.out, ran.err);
+            let json: Value = serde_json::from_str(&ran.out).unwrap();
+            law(&json);
+            let rows = json["failures"].as_array().unwrap().iter();
+            let rows = rows.map(|row| serde_json::json!([row["phase"], row["kind"], row["count"]])).collect();
+            let n = |name: &str| json["requests"][name].clone();
+            (serde_json::json!([n("sent"), n("done"), n("failed"), n("censored")]), rows)
+        })
+        .collect();
+    for (engine, other) in engines.iter().zip(&counted) {
+        assert_eq!(counted[0], *other, "{engine} {args:?}");
+    }
+    counted
 }
 
 fn law(json: &Value) {
@@ -87,12 +95,19 @@ fn an_interrupted_run_reports() {
     let server = Server::with(serve_well);
     for engine in ENGINES {
         for more in [&["-k", "0"][..], &["-R", "200", "-k", "0"]] {
+            if engine == "fork" && more.contains(&"-R") {
+                continue;
+            }
             let port = server.port();
             let args = ["-p", &port, "-c", "4", "-d", "1h", "-j", "-", "--plain", "--engine", engine];
             let mut child = command(&[&args[..], more].concat());
             let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-            let mut lines = BufReader::new(child.stderr.take().unwrap());
-            lines.read_line(&mut String::new()).unwrap();
+            if engine == "fork" {
+                at_work(child.id(), 4);
+            } else {
+                let mut lines = BufReader::new(child.stderr.take().unwrap());
+                lines.read_line(&mut String::new()).unwrap();
+            }
             kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
             let ran = finish(child).expect(130, &[]);
             let json: Value = serde_json::from_str(&ran.out).unwrap();
@@ -106,4 +121,105 @@ fn an_interrupted_run_reports() {
 fn what_the_engine_cannot_do_is_a_usage_error() {
     run(&mut command(&["--engine", "threads", "-T", "2"])).expect(2, &["leave out -T"]);
     run(&mut command(&["--engine", "threads", "-c", "1025"])).expect(2, &["at most 1024"]);
+    for (more, words) in [
+        (&["-R", "100"][..], "leave out -R"),
+        (&["-T", "2"], "leave out -T"),
+        (&["-c", "1025"], "at most 1024"),
+        (&["--misbehave", "silent"], "leave out --misbehave"),
+        (&["--connect-rate", "5"], "leave out --connect-rate"),
+        (&["--pin", "0"], "leave out --pin"),
+        (&["--tui"], "--tui does not go with"),
+        (&["--series", "-"], "--series does not go with"),
+    ] {
+        run(&mut command(&[&["--engine", "fork"], more].concat())).expect(2, &[words]);
+    }
+    run(&mut command(&["find", "--slo", "p99<1s", "--engine", "fork"])).expect(2, &["which has threads"]);
+    run(&mut command(&["scan", "--children", "1,2", "--engine", "fork"])).expect(2, &["which has threads"]);
+    run(&mut command(&["bench", "--server", "a=x", "--server", "b=y", "--engine", "fork"]))
+        .expect(2, &["which has threads"]);
+}
+
+#[test]
+fn a_full_accept_queue_does_not_outlast_the_run() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // A second listen() only makes the queue shorter.
+    SockRef::from(&listener).listen(0).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let _first = TcpStream::connect(addr).unwrap();
+    let port = addr.port().to_string();
+    for engine in ENGINES {
+        let args = ["-c", "2", "-k", "0", "-d", "500ms", "-q", "-j", "-", "-p", &port, "--engine", engine];
+        let ran = run(&mut command(&args));
+        assert_eq!(ran.code, 1, "{}", ran.err);
+        let json: Value = serde_json::from_str(&ran.out).unwrap();
+        law(&json);
+        assert_eq!(json["ended"], "duration", "{engine}");
+    }
+}
+
+/// The children of a process.
+fn children(pid: u32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// Waits until a process has so many children and each of them has a connection; the children.
+fn at_work(pid: u32, count: usize) -> Vec<i32> {
+    let socket = |pid: &i32| {
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        fds.filter_map(|fd| fd.path().read_link().ok()).any(|to| to.to_string_lossy().starts_with("socket:"))
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let children = children(pid);
+        if children.len() == count && children.iter().all(socket) {
+            return children;
+        }
+        assert!(Instant::now() < deadline, "{count} processes at work");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn is_gone(pid: i32) -> bool {
+    // A zombie would still be there.
+    kill(Pid::from_raw(pid), None).is_err()
+}
+
+fn forked(more: &[&str]) -> std::process::Child {
+    let mut child = command(&[&["--engine", "fork", "-c", "3", "-k", "0", "-q", "-j", "-"], more].concat());
+    child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn a_killed_process_is_told_and_the_rest_counts() {
+    let server = Server::with(serve_well);
+    let child = forked(&["-p", &server.port(), "-d", "1s"]);
+    let members = at_work(child.id(), 3);
+    kill(Pid::from_raw(members[1]), Signal::SIGKILL).unwrap();
+    let words = format!("client process {} was killed by signal 9: its part of the counts is lost", members[1]);
+    let ran = finish(child).expect(1, &[&words]);
+    let json: Value = serde_json::from_str(&ran.out).unwrap();
+    law(&json);
+    assert_eq!(json["honesty"]["threads"], 2);
+    assert_eq!(json["plan"]["clients"], 3);
+    assert!(members.into_iter().all(is_gone));
+}
+
+#[test]
+fn processes_end_with_their_parent() {
+    let server = Server::with(serve_well);
+    let mut child = forked(&["-p", &server.port(), "-d", "1h"]);
+    let members = at_work(child.id(), 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !members.iter().copied().all(|pid| is_gone(pid) || is_zombie(pid)) {
+        assert!(Instant::now() < deadline, "{members:?} outlive their parent");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Dead, and left to an init that does not wait for it at once.
+fn is_zombie(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }

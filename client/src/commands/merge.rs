@@ -33,15 +33,9 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     for file in &args.files {
         reports.extend(read(file)?);
     }
-    let course = course(&reports);
-    let mut reports = reports.into_iter();
-    let mut sum = reports.next().context("no report")?;
-    for report in reports {
-        add(&mut sum, report)?;
-    }
-    match course {
-        Some(course) => course.put_into(&mut sum),
-        None => _ = writeln!(std::io::stderr(), "client: not every report says when it began: no time series"),
+    let (sum, doubt) = together(reports)?;
+    if let Some(words) = doubt {
+        _ = writeln!(std::io::stderr(), "client: {words}");
     }
     if let Some(mut out) = bench::sink(args.json.as_deref())? {
         client::json::write(&sum, &mut out).and_then(|()| out.flush()).context("write JSON")?;
@@ -50,6 +44,22 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         client::text::write(&sum, &mut std::io::stdout().lock()).context("write the report")?;
     }
     Ok(if sum.is_good() { 0 } else { FAILED })
+}
+
+/// The sum of the reports, and what there is to say about it.
+pub fn together(reports: Vec<Report>) -> anyhow::Result<(Report, Option<&'static str>)> {
+    let course = course(&reports);
+    let mut reports = reports.into_iter();
+    let mut sum = reports.next().context("no report")?;
+    for report in reports {
+        add(&mut sum, report)?;
+    }
+    let Some(course) = course else { return Ok((sum, Some("not every report says when it began: no time series"))) };
+    let doubt = (!course.overlap).then_some(
+        "the runs were not at the same time; rate and course are of the whole time from the first to the last",
+    );
+    course.put_into(&mut sum);
+    Ok((sum, doubt))
 }
 
 /// The runs in the course of absolute time.
@@ -86,11 +96,6 @@ fn course(reports: &[Report]) -> Option<Course> {
 
 impl Course {
     fn put_into(self, sum: &mut Report) {
-        if !self.overlap {
-            let words =
-                "the runs were not at the same time; rate and course are of the whole time from the first to the last";
-            _ = writeln!(std::io::stderr(), "client: {words}");
-        }
         if let Some(machine) = &mut sum.machine {
             machine.started_ns = self.origin_ns;
         }

@@ -56,16 +56,27 @@ pub fn interruption() -> anyhow::Result<Arc<AtomicBool>> {
 impl Watched {
     /// Runs the plan; the server lives as long and is in the report.
     pub fn run(&self, plan: &Plan, observer: &mut dyn Observer, stop: &AtomicBool) -> anyhow::Result<Report> {
-        let Some(command) = &self.server_cmd else { return watched(plan, self.server_pid, observer) };
+        self.run_by(plan, observer, stop, |plan, observer| Ok(client::run(plan, observer)?))
+    }
+
+    /// The same, with something else that makes the run.
+    pub fn run_by(
+        &self,
+        plan: &Plan,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+        run: impl FnOnce(&Plan, &mut dyn Observer) -> anyhow::Result<Report>,
+    ) -> anyhow::Result<Report> {
+        let Some(command) = &self.server_cmd else { return watched(plan, self.server_pid, observer, run) };
         let server = Server::start(command, &plan.host, plan.port, stop)?;
         let plan = Plan { port: server.port, ..plan.clone() };
         let watch = Watch::start(server.pid())?;
-        let result = client::run(&plan, &mut watch.beside(observer));
+        let result = run(&plan, &mut watch.beside(observer));
         let mut report = match result {
             Ok(report) => report,
             Err(error) => {
                 // The server's own words tell more than the connection that it did not answer.
-                return Err(server.stop().err().unwrap_or_else(|| error.into()));
+                return Err(server.stop().err().unwrap_or(error));
             }
         };
         let watched = watch.finish(&mut report);
@@ -77,10 +88,15 @@ impl Watched {
     }
 }
 
-fn watched(plan: &Plan, pid: Option<i32>, observer: &mut dyn Observer) -> anyhow::Result<Report> {
+fn watched(
+    plan: &Plan,
+    pid: Option<i32>,
+    observer: &mut dyn Observer,
+    run: impl FnOnce(&Plan, &mut dyn Observer) -> anyhow::Result<Report>,
+) -> anyhow::Result<Report> {
     let watch = pid.map(Watch::start).transpose()?;
-    let Some(watch) = watch else { return Ok(client::run(plan, observer)?) };
-    let mut report = client::run(plan, &mut watch.beside(observer))?;
+    let Some(watch) = watch else { return run(plan, observer) };
+    let mut report = run(plan, &mut watch.beside(observer))?;
     watch.finish(&mut report);
     Ok(report)
 }

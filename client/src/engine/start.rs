@@ -40,6 +40,9 @@ struct Part {
 /// connection that fails at every address. Whatever goes wrong later is in the report.
 pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotRun> {
     plan.check()?;
+    if plan.engine == EngineKind::Fork {
+        return Err(CouldNotRun::BadPlan("the engine fork begins before the first thread: only client itself can"));
+    }
     let abusers = plan.misbehave.map_or(0, |misbehave| misbehave.clients);
     limits::make_room(plan.slots().saturating_add(plan.threads).saturating_add(abusers))?;
     let (addrs, more) = resolve::targets(&plan.host, plan.port)?;
@@ -225,8 +228,12 @@ fn work(
         let (tally, ended_at, addr) = engine.finish();
         Ok(Part { tally, ended, ended_at, addr, cpu: Cpu::of_thread_since(cpu) })
     });
+    if number == 0 {
+        // The others wait for the first connection: by now it was made, or never will be.
+        crew.failed();
+    }
     if ran.is_err() {
-        // The others wait for the first connection, or would go on without this thread's share.
+        // They would go on without this thread's share.
         crew.failed();
         crew.stop();
     }

@@ -175,7 +175,7 @@ pub const EXCEPTIONS: &[Exception] = &[
     exception(
         "client/src/plan.rs",
         What::Code,
-        345,
+        370,
         "every option of a run in one struct, with its words and its bounds",
     ),
     exception(
