@@ -80,7 +80,9 @@ impl Site {
 
 fn ask(server: &Server, line: &[u8]) -> (Vec<u8>, End) {
     let mut peer = server.connect();
-    peer.send(line);
+    // The server refuses at the 4097th byte and reads 64 KiB more at most: the rest may find it gone, and the answer
+    // still has to come.
+    let _ = peer.try_send(line);
     peer.read_to_end()
 }
 
