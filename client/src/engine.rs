@@ -108,11 +108,8 @@ impl<'a> Engine<'a> {
         let Some(addr) = addrs.pop() else {
             return Err(CouldNotRun::UnknownHost { host: plan.host.clone(), why: "it has no address".into() });
         };
-        let epoll = match plan.engine {
-            EngineKind::Epoll => Some(Epoll::new(EVENTS)),
-            EngineKind::Threads | EngineKind::Fork | EngineKind::Uring => None,
-        };
-        let epoll = epoll.transpose().map_err(|source| CouldNotRun::System { call: "epoll_create1", source })?;
+        let epoll = (plan.engine == EngineKind::Epoll).then(|| Epoll::new(EVENTS)).transpose();
+        let epoll = epoll.map_err(|source| CouldNotRun::System { call: "epoll_create1", source })?;
         let mut tally = Tally::new().map_err(|error| start::system("histogram", &error.to_string()))?;
         tally.record = plan.latency;
         tally.warm_until = crew.warm_until();

@@ -39,7 +39,8 @@ impl Engine<'_> {
         let now = self.now();
         let Some(slot) = self.slots.get_mut(i) else { return };
         slot.client.begin(now, intended.unwrap_or(now), &self.rules);
-        if self.connect(i) {
+        // A ring says by a completion when the connection is there.
+        if self.connect(i) && self.ring.is_none() {
             self.connect_begun(i);
         }
     }
@@ -92,10 +93,6 @@ impl Engine<'_> {
 
     /// On loopback the handshake is over before connect() returns, so send right away; EAGAIN says that it is not.
     fn connect_begun(&mut self, i: usize) {
-        if self.ring.is_some() {
-            // Its completion will say.
-            return;
-        }
         let interest = match self.send(i) {
             Sent::NoConnection => return,
             Sent::Broken => return self.receive(i, true),
