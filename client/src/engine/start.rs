@@ -46,7 +46,7 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotR
     let abusers = plan.misbehave.map_or(0, |misbehave| misbehave.clients);
     // A ring has closes waiting, and their descriptors are not free yet.
     let closing = if plan.engine == EngineKind::Uring { ring::CLOSES } else { 0 };
-    let own = plan.threads.max(1).saturating_mul(1 + closing);
+    let own = plan.threads.saturating_add(plan.threads.max(1).saturating_mul(closing));
     limits::make_room(plan.slots().saturating_add(own).saturating_add(abusers))?;
     let (addrs, more) = resolve::targets(&plan.host, plan.port)?;
     let Some(first) = addrs.first() else { return Err(system("getaddrinfo", "no address")) };
