@@ -13,7 +13,9 @@ mod observe;
 mod pace;
 mod resend;
 mod resolve;
+mod ring;
 mod start;
+mod uring;
 mod wire;
 
 use std::mem;
@@ -25,6 +27,7 @@ use socket2::{SockAddr, Socket};
 use crew::{Crew, Lookout};
 use epoll::Epoll;
 use pace::{Pace, Thinking};
+use ring::Ring;
 
 use crate::conn::{Client, Rules};
 use crate::failure::CouldNotRun;
@@ -68,8 +71,9 @@ struct Engine<'a> {
     end: Option<u64>,
     sweep: u64,
     base: Instant,
-    /// None where the calls on the one connection of this thread block.
+    /// One of these, or none where the calls on the one connection of this thread block.
     epoll: Option<Epoll>,
+    ring: Option<Ring>,
     buffer: Vec<u8>,
     slots: Vec<Slot>,
     ramp: Ramp,
@@ -104,16 +108,15 @@ impl<'a> Engine<'a> {
         let Some(addr) = addrs.pop() else {
             return Err(CouldNotRun::UnknownHost { host: plan.host.clone(), why: "it has no address".into() });
         };
-        let epoll = match plan.engine {
-            EngineKind::Epoll => Some(Epoll::new(EVENTS)),
-            EngineKind::Threads | EngineKind::Fork => None,
-        };
-        let epoll = epoll.transpose().map_err(|source| CouldNotRun::System { call: "epoll_create1", source })?;
+        let epoll = (plan.engine == EngineKind::Epoll).then(|| Epoll::new(EVENTS)).transpose();
+        let epoll = epoll.map_err(|source| CouldNotRun::System { call: "epoll_create1", source })?;
         let mut tally = Tally::new().map_err(|error| start::system("histogram", &error.to_string()))?;
         tally.record = plan.latency;
         tally.warm_until = crew.warm_until();
         let share = |all: u32| start::share(all, thread, crew.threads);
         let slots = share(plan.slots()) as usize;
+        let ring = (plan.engine == EngineKind::Uring).then(|| Ring::new(slots)).transpose();
+        let ring = ring.map_err(CouldNotRun::NoRing)?;
         let pace = Pace::new(plan, thread as u64, crew.threads.into(), slots);
         // The connections of a schedule are opened by it, unless they are kept and so opened before it.
         let starting = if pace.is_some() && plan.per_connection != 0 { 0 } else { slots as u32 };
@@ -135,6 +138,7 @@ impl<'a> Engine<'a> {
             sweep: sweep_interval(plan),
             base: crew.base,
             epoll,
+            ring,
             buffer: vec![0; BUFFER],
             slots: (0..slots).map(slot).collect(),
             ramp: Ramp::new(starting, plan.connect_burst),
@@ -204,6 +208,9 @@ impl<'a> Engine<'a> {
     /// Waits for news and deals with them.
     fn turn(&mut self, now: u64, next: u64) -> Result<(), CouldNotRun> {
         let timeout = self.patience(now, next);
+        if self.ring.is_some() {
+            return self.ring_turn(timeout);
+        }
         let Some(epoll) = &mut self.epoll else {
             self.block(timeout);
             self.read_on();

@@ -60,6 +60,12 @@ pub enum CouldNotRun {
         /// What is wrong with it.
         why: String,
     },
+    /// The kernel refuses a ring to this process, or has none.
+    #[error(
+        "io_uring_setup: {}; the engine uring needs Linux 5.19 and kernel.io_uring_disabled = 0; use --engine epoll",
+        reason(.0)
+    )]
+    NoRing(io::Error),
     /// A call that has to work did not.
     #[error("{call}: {}", reason(.source))]
     System {

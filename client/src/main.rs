@@ -21,7 +21,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use client::output::Run;
 use client::output::args::Files;
-use client::{Ended, EngineKind, Report};
+use client::{CouldNotRun, Ended, EngineKind, Report};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::flag;
 
@@ -31,6 +31,8 @@ use options::Cli;
 use progress::{Screen, Show};
 
 const FAILED: u8 = 1;
+/// The kernel does not have what the run needs, or refuses it.
+const UNAVAILABLE: u8 = 69;
 /// Nothing failed, and still the figures prove nothing.
 const INCONCLUSIVE: u8 = 4;
 const INTERRUPTED: u8 = 130;
@@ -117,7 +119,8 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             _ = writeln!(io::stderr(), "client: {error:#}");
-            ExitCode::from(FAILED)
+            let is_missing = matches!(error.downcast_ref(), Some(CouldNotRun::NoRing(_)));
+            ExitCode::from(if is_missing { UNAVAILABLE } else { FAILED })
         }
     }
 }

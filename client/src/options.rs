@@ -118,7 +118,8 @@ pub struct Cli {
     no_latency: bool,
 
     /// epoll: one thread, or those of -T, behind an epoll instance each; threads: a thread per connection in blocking
-    /// calls, at most 1024; fork: a process per client, as in the book. The measurement is the same
+    /// calls, at most 1024; fork: a process per client, as in the book; uring: as epoll, but the calls go through a ring
+    /// (io_uring), many by one system call. The measurement is the same
     #[arg(long, default_value = "epoll", value_name = "HOW", help_heading = "Engine")]
     engine: Drive,
 
@@ -197,6 +198,7 @@ Exit status:
   2  the command line is wrong
   3  a gate is breached (--slo)
   4  nothing failed, but the figures prove nothing (--strict), or too little for a gate
+  69  --engine uring, and the kernel refuses it
   130  interrupted by Ctrl-C; the report tells what was done";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -214,6 +216,8 @@ enum Drive {
     Threads,
     /// A process for each client, in blocking calls; at most 1024; no -R
     Fork,
+    /// One thread, or those of -T: all calls through a ring each, many by one system call
+    Uring,
 }
 
 impl From<Drive> for EngineKind {
@@ -222,6 +226,7 @@ impl From<Drive> for EngineKind {
             Drive::Epoll => EngineKind::Epoll,
             Drive::Threads => EngineKind::Threads,
             Drive::Fork => EngineKind::Fork,
+            Drive::Uring => EngineKind::Uring,
         }
     }
 }

@@ -209,6 +209,8 @@ pub enum EngineKind {
     /// A process for each client, in blocking calls. The command `client` makes them, before its first thread; for
     /// [`crate::run`] this is no plan.
     Fork,
+    /// All calls of a thread as requests to a ring (io_uring), one system call for many of them.
+    Uring,
 }
 
 /// How answers are checked.
@@ -294,6 +296,7 @@ impl Plan {
             EngineKind::Epoll => "",
             EngineKind::Threads => ", a thread each",
             EngineKind::Fork => ", a process each",
+            EngineKind::Uring => ", through a ring",
         });
         if self.pipeline > 1 {
             text.push_str(&format!(", {} at a time", self.pipeline));

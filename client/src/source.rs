@@ -215,13 +215,22 @@ impl Route {
     /// # Errors
     /// Those of bind and connect.
     pub fn connect(&self, socket: &Socket, n: u64, first: SocketAddr) -> io::Result<()> {
+        self.bind(socket, n)?;
+        socket.connect(&self.target(n, first).into())
+    }
+
+    /// Binds to the local address of connection number `n`, and to no port.
+    ///
+    /// # Errors
+    /// Those of setsockopt and bind.
+    pub fn bind(&self, socket: &Socket, n: u64) -> io::Result<()> {
         if let Some(source) = self.source(n) {
             if source.is_ipv4() {
                 setsockopt(socket, IpBindAddressNoPort, &true)?;
             }
             socket.bind(&source.into())?;
         }
-        socket.connect(&self.target(n, first).into())
+        Ok(())
     }
 
     /// The local address of connection number `n`.

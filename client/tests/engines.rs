@@ -5,18 +5,18 @@ mod support;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use socket2::SockRef;
-use support::{Server, answer_once, command, finish, pattern, request, run, serve_well};
+use support::{Server, answer_once, command, finish, have, pattern, request, run, serve_well};
 
-const ENGINES: [&str; 3] = ["epoll", "threads", "fork"];
+const ENGINES: [&str; 4] = ["epoll", "threads", "uring", "fork"];
 /// Those that have a schedule.
-const OPEN: [&str; 2] = ["epoll", "threads"];
+const OPEN: [&str; 3] = ["epoll", "threads", "uring"];
 
 /// Requests sent, done, failed and censored, and each failure with its count; the totals law holds.
 fn counts(code: i32, port: &str, args: &[&str]) -> Vec<(Value, Value)> {
@@ -222,4 +222,31 @@ fn processes_end_with_their_parent() {
 /// Dead, and left to an init that does not wait for it at once.
 fn is_zombie(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+}
+
+#[test]
+fn a_ring_serves_many_connections() {
+    let server = Server::with(serve_well);
+    let port = server.port();
+    for more in [&["-c", "200", "-t", "25"][..], &["-c", "200", "-t", "25", "-T", "2"]] {
+        let args = [more, &["--engine", "uring", "-q", "-j", "-", "-p", &port]].concat();
+        let json: Value = serde_json::from_str(&run(&mut command(&args)).expect(0, &[]).out).unwrap();
+        law(&json);
+        assert_eq!(json["requests"]["done"], 5000, "{args:?}");
+        assert_eq!(json["connections"]["connected"], 5000, "{args:?}");
+    }
+}
+
+#[test]
+fn without_a_ring_one_line_says_so() {
+    if !have("strace", "without_a_ring_one_line_says_so") {
+        return;
+    }
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-o", "/dev/null", "-e", "trace=io_uring_setup", "-e", "inject=io_uring_setup:error=EPERM"]);
+    let server = Server::with(serve_well);
+    strace.arg(env!("CARGO_BIN_EXE_client")).args(["--engine", "uring", "-q", "-p", &server.port()]);
+    let ran = run(&mut strace);
+    assert_eq!((ran.code, ran.err.lines().count()), (69, 1), "{}", ran.err);
+    assert!(ran.err.starts_with("client: io_uring_setup: "), "{}", ran.err);
 }

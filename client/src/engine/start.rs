@@ -10,7 +10,7 @@ use nix::sys::prctl;
 use nix::unistd::Pid;
 
 use super::crew::{self, Crew, Lookout, Mark};
-use super::{Engine, Observer, mob, resolve};
+use super::{Engine, Observer, mob, resolve, ring};
 use crate::failure::CouldNotRun;
 use crate::limits::{self, Cpu};
 use crate::machine::Machine;
@@ -44,7 +44,10 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer) -> Result<Report, CouldNotR
         return Err(CouldNotRun::BadPlan("the engine fork begins before the first thread: only client itself can"));
     }
     let abusers = plan.misbehave.map_or(0, |misbehave| misbehave.clients);
-    limits::make_room(plan.slots().saturating_add(plan.threads).saturating_add(abusers))?;
+    // A ring has closes waiting, and their descriptors are not free yet.
+    let closing = if plan.engine == EngineKind::Uring { ring::CLOSES } else { 0 };
+    let own = plan.threads.saturating_add(plan.threads.max(1).saturating_mul(closing));
+    limits::make_room(plan.slots().saturating_add(own).saturating_add(abusers))?;
     let (addrs, more) = resolve::targets(&plan.host, plan.port)?;
     let Some(first) = addrs.first() else { return Err(system("getaddrinfo", "no address")) };
     let route = Route::new(plan, *first, more)?;

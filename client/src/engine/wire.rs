@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::mem;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use nix::sys::epoll::EpollFlags;
@@ -38,7 +39,8 @@ impl Engine<'_> {
         let now = self.now();
         let Some(slot) = self.slots.get_mut(i) else { return };
         slot.client.begin(now, intended.unwrap_or(now), &self.rules);
-        if self.connect(i) {
+        // A ring says by a completion when the connection is there.
+        if self.connect(i) && self.ring.is_none() {
             self.connect_begun(i);
         }
     }
@@ -59,18 +61,21 @@ impl Engine<'_> {
         self.tally.tried += 1;
         let way = if self.probing { 0 } else { self.way };
         self.way += 1;
-        let blocking = self.epoll.is_none();
-        let kind = if blocking { Type::STREAM } else { Type::STREAM.nonblocking() }.cloexec();
+        let kind = if self.epoll.is_none() { Type::STREAM } else { Type::STREAM.nonblocking() }.cloexec();
         let connecting = Socket::new_raw(Domain::for_address(self.addr), kind, None).and_then(|socket| {
-            if blocking {
+            if self.epoll.is_none() && self.ring.is_none() {
                 blocking::bound(&socket)?;
             }
             if self.nodelay {
                 socket.set_tcp_nodelay(true)?;
             }
-            let connecting = match self.crew.route.is_plain() {
-                true => socket.connect(&self.peer),
-                false => self.crew.route.connect(&socket, way, self.addr),
+            let route = &self.crew.route;
+            let connecting = match &mut self.ring {
+                Some(ring) => route.bind(&socket, way).map(|()| {
+                    ring.connect(i, socket.as_raw_fd(), route.target(way, self.addr).into());
+                }),
+                None if route.is_plain() => socket.connect(&self.peer),
+                None => route.connect(&socket, way, self.addr),
             };
             slot.socket = Some(socket);
             self.sockets += 1;
@@ -172,6 +177,10 @@ impl Engine<'_> {
     }
 
     fn send(&mut self, i: usize) -> Sent {
+        if self.ring.is_some() {
+            self.ask_to_send(i);
+            return Sent::All;
+        }
         loop {
             let now = self.now();
             let Some(slot) = self.slots.get_mut(i) else { return Sent::NoConnection };
@@ -206,44 +215,63 @@ impl Engine<'_> {
     /// Receives until the kernel has no more. A recv that does not fill the buffer has taken everything, and news
     /// behind it come with a new edge; only where the end has been announced already (`over`) it has to be fetched.
     pub(super) fn receive(&mut self, i: usize, over: bool) {
+        let mut buffer = mem::take(&mut self.buffer);
+        self.receive_into(i, over, &mut buffer);
+        self.buffer = buffer;
+    }
+
+    fn receive_into(&mut self, i: usize, over: bool, buffer: &mut [u8]) {
         for _ in 0..READS {
             let Some(slot) = self.slots.get_mut(i) else { return };
             let Some(socket) = &slot.socket else { return };
-            let received = (&mut &*socket).read(&mut self.buffer);
-            let now = match self.end {
-                // What comes after the end of the run is no result of it.
-                Some(end) if self.base.elapsed() >= Duration::from_nanos(end) => return,
-                _ => super::nanos(self.base.elapsed()),
-            };
-            let mut more = over;
-            let step = match received {
-                Ok(0) => slot.client.eof(now, &self.rules, &mut self.tally),
-                Ok(n) => {
-                    more |= n == self.buffer.len();
-                    let bytes = self.buffer.get(..n).unwrap_or_default();
-                    slot.client.received(bytes, now, &self.rules, &mut self.tally)
+            let received = match (&mut &*socket).read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock && !slot.client.is_broken() => {
+                    return self.settle(i);
                 }
-                Err(error) => match error.kind() {
-                    ErrorKind::Interrupted => continue,
-                    ErrorKind::WouldBlock if !slot.client.is_broken() => return self.settle(i),
-                    _ => return self.broken(i, error.raw_os_error().unwrap_or_default()),
-                },
+                Ok(n) => Ok(buffer.get(..n).unwrap_or_default()),
+                Err(error) => Err(error.raw_os_error().unwrap_or_default()),
             };
-            match step {
-                Step::Close => return self.close(i),
-                Step::Wait => {}
-                Step::Send => more |= self.send_next(i),
-                Step::Pause => {
-                    self.settle(i);
-                    return self.is_free(i);
-                }
-            }
-            if !more {
-                return self.settle(i);
+            let full = received.is_ok_and(|bytes| bytes.len() == buffer.len());
+            match self.heard(i, received, over || full) {
+                Some(true) => {}
+                Some(false) => return self.settle(i),
+                None => return,
             }
         }
         self.settle(i);
         self.unread.push(i);
+    }
+
+    /// What a recv returned. Returns whether the next one follows at once, or `None` if none does for now.
+    pub(super) fn heard(&mut self, i: usize, received: Result<&[u8], i32>, more: bool) -> Option<bool> {
+        let now = match self.end {
+            // What comes after the end of the run is no result of it.
+            Some(end) if self.base.elapsed() >= Duration::from_nanos(end) => return None,
+            _ => super::nanos(self.base.elapsed()),
+        };
+        let slot = self.slots.get_mut(i)?;
+        let step = match received {
+            Ok([]) => slot.client.eof(now, &self.rules, &mut self.tally),
+            Ok(bytes) => slot.client.received(bytes, now, &self.rules, &mut self.tally),
+            Err(errno) => {
+                self.broken(i, errno);
+                return None;
+            }
+        };
+        match step {
+            Step::Wait => Some(more),
+            Step::Send => Some(self.send_next(i) | more),
+            Step::Close => {
+                self.close(i);
+                None
+            }
+            Step::Pause => {
+                self.settle(i);
+                self.is_free(i);
+                None
+            }
+        }
     }
 
     /// Sends the next request on a kept connection. Returns true where that failed, and the rest is to be read.
@@ -288,6 +316,9 @@ impl Engine<'_> {
             // Fails on a connection that is reset already, and then there is nothing to do.
             _ = socket.set_linger(Some(Duration::ZERO));
         }
+        if let Some(ring) = &mut self.ring {
+            return ring.close(i, socket);
+        }
         // Not by drop: in a build with debug assertions that asks fcntl first whether the descriptor is open.
         _ = unistd::close(socket);
     }
@@ -301,7 +332,7 @@ impl Engine<'_> {
         }
     }
 
-    fn established(&mut self, i: usize) {
+    pub(super) fn established(&mut self, i: usize) {
         let Some(slot) = self.slots.get_mut(i) else { return };
         if mem::replace(&mut slot.established, true) {
             return;

@@ -107,7 +107,7 @@ fn limit(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         Limit::Concurrency if report.plan.think.is_some() => "the clients: they think".to_owned(),
         Limit::Concurrency => "the number of clients: nobody is busy".to_owned(),
     };
-    if report.plan.engine != EngineKind::Epoll {
+    if !matches!(report.plan.engine, EngineKind::Epoll | EngineKind::Uring) {
         return writeln!(out, "limited by   {words}");
     }
     let turn = span(Duration::from_nanos(honesty.loop_p99_ns));
