@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bench::chats::{self, Chat, Running};
+use bench::measure::median;
 use clap::Parser;
 use client::machine::Machine;
 use client::room::{self, Moment, Plan, Report};
@@ -28,9 +29,12 @@ struct Args {
     /// Members of the room
     #[arg(short, long, value_delimiter = ',', default_value = "10,100,1000")]
     members: Vec<u32>,
-    /// Milliseconds of each run
+    /// Milliseconds of each round where latency is measured
     #[arg(short, long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     length: u64,
+    /// How often each chat takes its turn where latency is measured; each figure is the median
+    #[arg(short, long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=31))]
+    rounds: u8,
     /// Messages a second where latency is measured
     #[arg(short = 'R', long, default_value_t = 100.0)]
     rate: f64,
@@ -68,11 +72,12 @@ fn run(args: &Args) -> Result<()> {
         "Server pinned to one CPU, client to another; messages of 64 bytes, no log. A delivery is one message that came",
     );
     say("to one member; latency runs from the intended send. Our servers run without their rate limit.");
+    say(&format!("Where latency is measured: rounds of {} ms, {} in turns; the medians.", args.length, args.rounds));
     for members in &args.members {
         talk(args, &all, *members)?;
     }
     price(&all)?;
-    capacity(args, &all)?;
+    capacity(&all)?;
     dead_reader(args, &all)
 }
 
@@ -83,30 +88,46 @@ fn talk(args: &Args, all: &[Chat], members: u32) -> Result<()> {
         "{:22} {:>8} {:>8} {:>8} {:>10} {:>9} {:>9} {:>9} {:>6}",
         "", "p50 ms", "p99 ms", "spread", "CPU s/M", "KiB each", "join ms", "join CPU", "lost"
     ));
-    for chat in all {
-        let plan = Plan { rate: args.rate, duration: Duration::from_millis(args.length), ..plan(chat, members) };
-        let run = match measure(chat, plan, false) {
-            Ok(run) => run,
-            Err(e) => {
-                say(&format!("{:22} {}", chat.name, why(&e)));
+    let mut rounds: Vec<Result<Vec<Run>, String>> = all.iter().map(|_| Ok(Vec::new())).collect();
+    // In turns, so that what else the machine does for a moment is not one chat's alone.
+    for _ in 0..args.rounds {
+        for (chat, runs) in all.iter().zip(&mut rounds) {
+            let plan = Plan { rate: args.rate, duration: Duration::from_millis(args.length), ..plan(chat, members) };
+            once_more(runs, chat, plan);
+        }
+    }
+    for (chat, runs) in all.iter().zip(&rounds) {
+        let runs = match runs {
+            Ok(runs) => runs,
+            Err(why) => {
+                say(&format!("{:22} {why}", chat.name));
                 continue;
             }
         };
-        let report = &run.report;
+        let of = |figure: &dyn Fn(&Run) -> f64| median(runs.iter().map(figure).collect());
         say(&format!(
             "{:22} {:>8} {:>8} {:>8} {:>10.2} {:>9.1} {:>9.0} {:>9.0} {:>6}",
             chat.name,
-            ms(percentile(&report.latency, 500)),
-            ms(percentile(&report.latency, 990)),
-            ms(percentile(&report.spread, 900)),
-            run.talk.as_secs_f64() * 1e6 / report.delivered.max(1) as f64,
-            run.memory / 1024.0,
-            report.settled_seconds * 1e3,
-            run.join.as_secs_f64() * 1e3,
-            report.lost(),
+            cell(of(&|run| ms(percentile(&run.report.latency, 500)))),
+            cell(of(&|run| ms(percentile(&run.report.latency, 990)))),
+            cell(of(&|run| ms(percentile(&run.report.spread, 900)))),
+            of(&|run| run.talk.as_secs_f64() * 1e6 / run.report.delivered.max(1) as f64),
+            of(&|run| run.memory / 1024.0),
+            of(&|run| run.report.settled_seconds * 1e3),
+            of(&|run| run.join.as_secs_f64() * 1e3),
+            runs.iter().map(|run| run.report.lost()).sum::<u64>(),
         ));
     }
     Ok(())
+}
+
+/// One more turn of a chat; after one that failed it has no more.
+fn once_more(runs: &mut Result<Vec<Run>, String>, chat: &Chat, plan: Plan) {
+    let Ok(done) = runs else { return };
+    match measure(chat, plan, false) {
+        Ok(run) => done.push(run),
+        Err(e) => *runs = Err(why(&e)),
+    }
 }
 
 /// System calls of the whole family per delivery, 10 members: one message at a time, and many at once.
@@ -126,7 +147,7 @@ fn price(all: &[Chat]) -> Result<()> {
 }
 
 /// The highest rate that a room of 100 stands: doubled until it does not, then halved in between.
-fn capacity(args: &Args, all: &[Chat]) -> Result<()> {
+fn capacity(all: &[Chat]) -> Result<()> {
     say(&format!(
         "\ncapacity, 100 members: the most deliveries a second with p99 below {} ms, and none lost",
         GOOD.as_millis()
@@ -135,7 +156,7 @@ fn capacity(args: &Args, all: &[Chat]) -> Result<()> {
         let stands = |rate: f64| {
             let plan = Plan {
                 rate,
-                duration: Duration::from_millis(args.length / 2),
+                duration: Duration::from_secs(1),
                 warmup: Duration::from_millis(200),
                 patience: Duration::from_secs(3),
                 ..plan(chat, 100)
@@ -172,29 +193,29 @@ fn capacity(args: &Args, all: &[Chat]) -> Result<()> {
 fn dead_reader(args: &Args, all: &[Chat]) -> Result<()> {
     say("\none of 11 members stops reading: p99 in ms of the others, 4000/s of 800 bytes (IRC: 400)");
     say(&format!("{:22} {:>10} {:>10}  what becomes of it", "", "all read", "one dead"));
-    for chat in all {
-        let run = |dead| {
-            let duration = Duration::from_millis(args.length);
-            let plan = Plan {
-                rate: 4000.0,
-                duration,
-                bytes: if chat.wire == room::Wire::Irc { 400 } else { 800 },
-                dead,
-                ..plan(chat, 10)
-            };
-            measure(chat, plan, false)
-        };
-        match (run(0), run(1)) {
-            (Ok(whole), Ok(dead)) => {
-                let p99 = |run: &Run| ms(percentile(&run.report.latency, 990));
-                let lost = match dead.report.lost() {
+    let mut rounds: Vec<[Result<Vec<Run>, String>; 2]> = all.iter().map(|_| [Ok(Vec::new()), Ok(Vec::new())]).collect();
+    for _ in 0..args.rounds {
+        for (chat, both) in all.iter().zip(&mut rounds) {
+            for (runs, dead) in both.iter_mut().zip([0, 1]) {
+                let duration = Duration::from_millis(args.length);
+                let bytes = if chat.wire == room::Wire::Irc { 400 } else { 800 };
+                once_more(runs, chat, Plan { rate: 4000.0, duration, bytes, dead, ..plan(chat, 10) });
+            }
+        }
+    }
+    for (chat, both) in all.iter().zip(&rounds) {
+        match both {
+            [Ok(whole), Ok(dead)] => {
+                let p99 =
+                    |runs: &[Run]| median(runs.iter().map(|run| ms(percentile(&run.report.latency, 990))).collect());
+                let lost = match dead.iter().map(|run| run.report.lost()).sum::<u64>() {
                     0 => String::new(),
                     lost => format!("; {lost} deliveries lost"),
                 };
-                let end = dead.report.dead.first().cloned().unwrap_or_default();
-                say(&format!("{:22} {:>10} {:>10}  {end}{lost}", chat.name, p99(&whole), p99(&dead)));
+                let end = dead.first().and_then(|run| run.report.dead.first().cloned()).unwrap_or_default();
+                say(&format!("{:22} {:>10} {:>10}  {end}{lost}", chat.name, cell(p99(whole)), cell(p99(dead))));
             }
-            (Err(e), _) | (_, Err(e)) => say(&format!("{:22} {}", chat.name, why(&e))),
+            [Err(why), _] | [_, Err(why)] => say(&format!("{:22} {why}", chat.name)),
         }
     }
     Ok(())
@@ -274,8 +295,13 @@ fn total(table: &str) -> Option<f64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-fn ms(ns: Option<u64>) -> String {
-    ns.map_or_else(|| "-".into(), |ns| format!("{:.2}", ns as f64 / 1e6))
+/// Milliseconds; not a number where a percentile has too few samples.
+fn ms(ns: Option<u64>) -> f64 {
+    ns.map_or(f64::NAN, |ns| ns as f64 / 1e6)
+}
+
+fn cell(ms: f64) -> String {
+    if ms.is_nan() { "-".into() } else { format!("{ms:.2}") }
 }
 
 fn say(line: &str) {
