@@ -34,7 +34,7 @@ use crate::failure::CouldNotRun;
 use crate::plan::{Close, EngineKind, Plan, Until, Warmup};
 use crate::ramp::{Gate, Ramp};
 use crate::report::Ended;
-use crate::stats::Tally;
+use crate::stats::{Tally, note};
 
 pub use observe::{Observer, Progress};
 pub use start::run;
@@ -232,7 +232,7 @@ impl<'a> Engine<'a> {
         self.read_on();
         if news > 0 {
             let now = self.now();
-            self.tally.turns.saturating_record(now - woken);
+            note(&mut self.tally.turns, now - woken);
             self.warm_up_by_count(now);
         }
         Ok(())

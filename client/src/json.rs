@@ -208,7 +208,11 @@ impl Summary {
 
     fn histogram(self) -> Result<Histogram<u64>, String> {
         let bytes = BASE64.decode(self.hdr).map_err(|error| format!("hdr: {error}"))?;
-        HdrDeserializer::new().deserialize(&mut bytes.as_slice()).map_err(|error| format!("hdr: {error}"))
+        let read = HdrDeserializer::new().deserialize(&mut bytes.as_slice());
+        let mut histogram: Histogram<u64> = read.map_err(|error| format!("hdr: {error}"))?;
+        // One that is as long as the times in it has to take longer ones, if it becomes a sum.
+        histogram.auto(true);
+        Ok(histogram)
     }
 }
 

@@ -186,8 +186,10 @@ fn pairs(out: &mut impl Write, args: &Args) -> io::Result<()> {
         ..pair("a connection over the bare loop's", Some(1.10), pair::client(&["-t", &tries]), pair::words(&bare))
     });
     pairs.push(pair("with latencies recorded over without", Some(1.03), ours(), more(&["--no-latency"])));
-    if has_engine("uring") {
-        pairs.push(pair("engine uring over epoll", None, more(&["--engine", "uring"]), ours()));
+    for engine in ["uring", "threads", "fork"] {
+        if has_engine(engine) {
+            pairs.push(pair(&format!("engine {engine} over epoll"), None, more(&["--engine", engine]), ours()));
+        }
     }
     pairs.push(pair("this client over itself (A/A: the noise)", None, ours(), ours()));
     let mut note = |round: usize| {

@@ -8,6 +8,7 @@ use super::{Engine, nanos};
 use crate::plan::{Plan, Think, Until};
 use crate::random::Random;
 use crate::schedule::Schedule;
+use crate::stats::note;
 
 /// After the last arrival of a run by duration, answers under way are waited for so long.
 const GRACE: Duration = Duration::from_secs(1);
@@ -163,7 +164,7 @@ impl Engine<'_> {
             pace.take();
             self.tally.waited += u64::from(since > due);
             if due >= self.tally.warm_until {
-                self.tally.lag.saturating_record(now - due.max(since));
+                note(&mut self.tally.lag, now - due.max(since));
             }
             if ready { self.start_next(i, due) } else { self.open(i, Some(due)) }
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Engine;
 use super::ring::{Call, Ring, Sending};
 use crate::failure::{CouldNotRun, Failure};
+use crate::stats::note;
 
 impl Engine<'_> {
     /// Hands over what is queued, waits for completions and deals with them.
@@ -32,7 +33,7 @@ impl Engine<'_> {
         }
         if any {
             let now = self.now();
-            self.tally.turns.saturating_record(now - woken);
+            note(&mut self.tally.turns, now - woken);
             self.warm_up_by_count(now);
         }
         Ok(())
