@@ -134,7 +134,11 @@ impl Client {
         loop {
             match req.write(&question.to_bytes()) {
                 Ok(_) => break, // at most PIPE_BUF: all or nothing
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait(&req, PollFlags::POLLOUT, until)?,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if let Some(over) = self.wait(&req, PollFlags::POLLOUT, until)? {
+                        bail!("{over}");
+                    }
+                }
                 Err(e) => return Err(e).context("write req"),
             }
         }
@@ -148,21 +152,27 @@ impl Client {
 
     fn read_reply(&self, mut reply: File, until: Instant) -> Result<Vec<u8>> {
         let mut buffer = [0u8; HEAD + 4 * MAX_N as usize];
+        let mut over = None;
         loop {
             match reply.read(&mut buffer) {
                 Ok(n) if n > 0 => return Ok(buffer.get(..n).unwrap_or_default().to_vec()),
-                // 0: no writer yet. EAGAIN: a writer, and nothing written yet.
+                // 0: no writer yet, or none any more. EAGAIN: a writer, and nothing written yet.
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 Err(e) => return Err(e).context("read the reply FIFO"),
             }
+            if let Some(over) = over {
+                bail!("{over}");
+            }
             thread::sleep(self.window);
-            self.wait(&reply, PollFlags::POLLIN, until)?;
+            over = self.wait(&reply, PollFlags::POLLIN, until)?;
         }
     }
 
-    /// Sleeps until `file` is ready, SIGUSR1 came, the server ended, or it is too late.
-    fn wait(&self, file: &impl AsFd, what: PollFlags, until: Instant) -> Result<()> {
+    /// Sleeps until `file` is ready, SIGUSR1 came, the server ended, or it is too late. Returns why nothing more will
+    /// come than what is there; and that is to be read: poll looks at one thing after the other, without a lock, so an
+    /// answer may have come after the look at the FIFO's bytes and before the look at its writers, or at the server.
+    fn wait(&self, file: &impl AsFd, what: PollFlags, until: Instant) -> Result<Option<&'static str>> {
         let left = until.saturating_duration_since(Instant::now());
         ensure!(!left.is_zero(), "no answer within {} ms", self.deadline.as_millis());
         let mut fds = vec![PollFd::new(file.as_fd(), what)];
@@ -175,16 +185,16 @@ impl Client {
             Err(e) => return Err(e).context("poll"),
         }
         let ready = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
-        if ready(1) && !ready(0) {
-            bail!("the server ended");
-        }
-        // A FIFO hangs up only after somebody has had it open for writing.
-        let gone = fds.first().and_then(PollFd::revents).is_some_and(|now| now == PollFlags::POLLHUP);
-        ensure!(!gone, "the server closed the reply FIFO without an answer");
         if let Some(wake) = self.wake.as_ref().filter(|_| ready(2)) {
             let _ = wake.read_signal(); // only a hint to look: the answer is in the FIFO
         }
-        Ok(())
+        // A FIFO hangs up only after somebody has had it open for writing.
+        let gone = fds.first().and_then(PollFd::revents).is_some_and(|now| now == PollFlags::POLLHUP);
+        Ok(match (gone, ready(0), ready(1)) {
+            (true, ..) => Some("the server closed the reply FIFO without an answer"),
+            (_, false, true) => Some("the server ended"),
+            _ => None,
+        })
     }
 
     /// A connection carries the answer back to whoever asked: no name, no nonce in a name, nothing to remove.

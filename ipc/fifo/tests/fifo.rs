@@ -3,12 +3,13 @@
 
 mod harness;
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use harness::{CLIENT, Running, SERVER, check, client};
+use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
 use testkit::eventually;
 
@@ -39,6 +40,40 @@ fn ten_thousand_requests_with_signals() {
     let out = server.ask(&["--signals", "--count", "10000", "-n", "3", "--json", "--deadline", "60000"]);
     assert!(out.status.success(), "{:?}", String::from_utf8_lossy(&out.stderr));
     check(&out, 10_000, 3);
+}
+
+/// poll(2) holds no lock: an answer may come after it has looked for bytes, and before it looks whether there is a
+/// writer, or whether the server lives. strace makes every poll of the client say what it says then.
+#[test]
+fn an_answer_is_read_whatever_poll_says_of_the_end() {
+    if !testkit::tools::have("strace", "an_answer_is_read_whatever_poll_says_of_the_end") {
+        return;
+    }
+    let server = Running::start(&[]);
+    // struct pollfd: descriptor, asked for, found. The reply FIFO, and the server's pidfd.
+    let pollfd = |found: PollFlags| [&[0; 4][..], &[1, 0], &found.bits().to_ne_bytes()].concat();
+    let lies = [pollfd(PollFlags::POLLHUP), [pollfd(PollFlags::empty()), pollfd(PollFlags::POLLIN)].concat()];
+    for lie in lies {
+        let bytes: String = lie.iter().map(|byte| format!("{byte:02x}")).collect();
+        let inject = format!("inject=poll:poke_exit=@arg1={bytes}");
+        let mut command = Command::new("strace");
+        command.args(["-o", "/dev/null", "-e", "trace=poll", "-e", &inject, CLIENT, "--dir"]).arg(&server.dir);
+        command.args(["--count", "1", "-n", "3", "--json", "--deadline", "60000"]);
+        // Stopped, so that the client has to wait for it.
+        server.signal(Signal::SIGSTOP);
+        let strace = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", strace.id());
+        let waits = || {
+            let children = fs::read_to_string(&children).ok()?;
+            let wchan = format!("/proc/{}/wchan", children.split_whitespace().next()?);
+            fs::read_to_string(wchan).ok().filter(|at| at.contains("poll"))
+        };
+        eventually("the client waits", waits);
+        server.signal(Signal::SIGCONT);
+        let out = strace.wait_with_output().unwrap();
+        assert!(out.status.success(), "{:?}", String::from_utf8_lossy(&out.stderr));
+        check(&out, 1, 3);
+    }
 }
 
 #[test]

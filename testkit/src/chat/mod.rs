@@ -32,7 +32,7 @@ pub const LOG: &str = "chat_log.txt";
 pub const FAST: [&str; 4] = ["--rate", "100000", "--burst", "100000"];
 
 /// The service of the chats. The history ring may fill up in a test: a thousand lines of up to 1 KiB.
-pub const CHAT: Service = Service { visit: one_visit, crowd: two_talk, slack: 4 << 20 };
+pub const CHAT: Service = Service { visit: one_visit, crowd: two_talk, slack: 8 << 20 };
 
 /// A row of the suite: its name and what it does.
 pub type Row = (&'static str, fn(&Subject));
