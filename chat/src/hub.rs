@@ -322,10 +322,15 @@ impl Hub {
         Ok(())
     }
 
-    /// A sign of life. The timer stays where it is.
+    /// A sign of life. The timer stays where it is, unless the deadline is nearer: that of the handshake may be farther.
     fn alive(&mut self, id: ConnId, now: Instant) {
         if let Some(client) = self.clients.get_mut(&id) {
             client.deadline = now + Duration::from_millis(self.limits.idle_timeout);
+            if client.deadline < client.timer {
+                self.timers.remove(&(client.timer, id));
+                client.timer = client.deadline;
+                self.timers.insert((client.timer, id));
+            }
         }
     }
 
@@ -738,6 +743,16 @@ mod tests {
         room.now = deadline;
         room.event(1, Event::Tick);
         assert!(room.take(1).starts_with("! idle ") && room.hub.deadline().is_none());
+    }
+
+    #[test]
+    fn an_idle_timeout_shorter_than_that_of_the_handshake() {
+        let limits = Limits { idle_timeout: 600, ..Limits::default() };
+        assert!(limits.idle_timeout < limits.handshake_timeout);
+        let mut room = Room::new(&limits);
+        room.connect(1);
+        room.send(1, b"bob\n");
+        assert_eq!(room.hub.deadline(), room.hub.deadline_of(1), "a loop sleeps no longer than to the first deadline");
     }
 
     #[test]

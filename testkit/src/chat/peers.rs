@@ -172,6 +172,8 @@ fn silent_member(subject: &Subject) {
             }
             waiting.join().unwrap()
         });
+        // Not by the handshake's deadline of 30 s.
+        assert!(start.elapsed() < Duration::from_secs(20), "a silent member went after {:?}", start.elapsed());
         let (lines, end) = leaver;
         assert!(lines.last().is_some_and(|line| line.starts_with("! idle")) && end == End::Eof, "{lines:?}, {end:?}");
         let heard = alice.sync();
