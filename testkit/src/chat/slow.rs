@@ -10,7 +10,7 @@ use crate::oracle;
 use crate::peer::End;
 
 /// A flood goes on for so many bytes until the policy must have shown itself: the kernel's buffers take a few MiB.
-const FLOOD: usize = 32 << 20;
+pub const FLOOD: usize = 32 << 20;
 /// A batch of lines that fits any outbox used here.
 const BATCH: usize = 32;
 
