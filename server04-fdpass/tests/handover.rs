@@ -30,11 +30,6 @@ fn tell(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
 }
 
-fn stop(server: &Server, worker: i32) {
-    procs::stop(worker);
-    eventually("it has stopped", || server.family().iter().any(|p| p.pid == worker && p.state == 'T').then_some(()));
-}
-
 /// The client has been accepted: only the parent can hold it while its worker is stopped.
 fn offered(server: &Server, peer: &Peer) {
     eventually("offered", || procs::holders(server, peer).contains(&server.pid()).then_some(()));
@@ -61,7 +56,6 @@ fn a_client_on_its_way_to_a_dead_worker_is_served_by_another() {
     let base = Baseline::of(&server);
     let first = pool(&server);
     first.iter().for_each(|worker| procs::stop(*worker));
-    eventually("all have stopped", || (server.family().iter().filter(|p| p.state == 'T').count() == 100).then_some(()));
     let mut clients: Vec<Peer> = (0..100).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(|client| client.send("3000\n"));
     // Its end of each channel, and each client: all of them are on their way.
@@ -208,7 +202,7 @@ fn one_worker_can_be_told_to_end() {
     let server = start(1);
     let base = Baseline::of(&server);
     let worker = only_worker(&server);
-    stop(&server, worker);
+    procs::stop(worker);
     let mut peer = server.connect();
     peer.send("3000\n");
     offered(&server, &peer);

@@ -18,6 +18,8 @@ use client::stats::percentile;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+/// Characters of what a server said that a row has room for.
+const WORDS: usize = 72;
 /// A room stands the load if its p99 is below this and nothing is lost.
 const GOOD: Duration = Duration::from_millis(50);
 
@@ -212,7 +214,7 @@ fn dead_reader(args: &Args, all: &[Chat]) -> Result<()> {
                     0 => String::new(),
                     lost => format!("; {lost} deliveries lost"),
                 };
-                let end = dead.first().and_then(|run| run.report.dead.first().cloned()).unwrap_or_default();
+                let end = dead.first().and_then(|run| Some(short(run.report.dead.first()?))).unwrap_or_default();
                 say(&format!("{:22} {:>10} {:>10}  {end}{lost}", chat.name, cell(p99(whole)), cell(p99(dead))));
             }
             [Err(why), _] | [_, Err(why)] => say(&format!("{:22} {why}", chat.name)),
@@ -226,7 +228,15 @@ fn why(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
     match text.contains("invalid value") {
         true => "refuses so many".into(),
-        false => text.lines().next().unwrap_or_default().into(),
+        false => short(text.lines().next().unwrap_or_default()),
+    }
+}
+
+/// What fits into a row of the table.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(WORDS) {
+        Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+        None => text.into(),
     }
 }
 
