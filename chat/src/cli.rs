@@ -28,12 +28,6 @@ pub const OUTBOX: usize = 256 * 1024;
 /// Lines kept for `/history`.
 pub const HISTORY: usize = 1000;
 
-/// Seconds of silence before the first keepalive probe, between two, and how many go unanswered (tcp(7)): so long a
-/// member whose cable was cut stays in the room.
-pub const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 3);
-/// How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT).
-pub const USER_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// The limits of a chat. All times are milliseconds, at least 1.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {
@@ -114,8 +108,6 @@ impl Limits {
 /// everybody's time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Slow {
-    /// Everybody waits for it
-    Block,
     /// Its queue grows without bound
     Grow,
     /// It misses lines, and is told how many

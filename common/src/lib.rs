@@ -1,9 +1,9 @@
-//! What every server shares and none of them teaches: options, the listener, the byte service, the log.
+//! The byte service, without the lessons: options, the listener, the protocol, the log.
 //!
-//! The seam is *bytes here, descriptors in the example*. Nothing in this crate forks, waits, accepts, installs a
-//! signal handler, makes a thread, sets non-blocking mode or calls select, poll, epoll or io_uring: those calls are
-//! the lessons, and a lesson stays in the file that teaches it. Nothing here exits, panics on input or keeps global
-//! state.
+//! This crate does not fork, wait, accept, install a signal handler, create a thread, set non-blocking mode or call select,
+//! poll, epoll or io_uring: those calls are the lessons, and each lesson stays in the example that teaches it. This crate
+//! does not exit, does not panic on input, and has no global state. What keeps a server alive is in the crate `lifecycle`,
+//! which depends on this one.
 #![warn(missing_docs)]
 
 mod blocking;

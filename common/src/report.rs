@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -40,13 +40,13 @@ impl From<anyhow::Error> for Failed {
 ///
 /// `INFO` is the life of one client and is shown with `-v`; `WARN` is a client or a kernel that misbehaves; `ALERT` is
 /// a defect of the server itself and fails every test that sees it.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Log {
     /// Say what happens to every client
     #[arg(short, long)]
     verbose: bool,
     #[arg(skip)]
-    last: Mutex<Option<Repeated>>,
+    last: Arc<Mutex<Option<Repeated>>>,
 }
 
 #[derive(Debug)]

@@ -128,7 +128,7 @@ enum State {
 pub struct Conn {
     limits: Limits,
     state: State,
-    /// Received and not yet answered; after a refusal, the line that was refused.
+    /// Received and not yet answered; after a refusal, what is thrown away.
     line: [u8; LINE_MAX],
     len: usize,
     total: u32,
@@ -137,6 +137,8 @@ pub struct Conn {
     refusal: Option<Refusal>,
     error: String,
     drained: usize,
+    /// For the log.
+    told: String,
     deadline: Instant,
     /// Where the minimum rate ends an answer, whatever progress it makes.
     slowest: Instant,
@@ -156,6 +158,7 @@ impl Conn {
             refusal: None,
             error: String::new(),
             drained: 0,
+            told: String::new(),
             deadline: now + Duration::from_millis(limits.idle_timeout),
             slowest: now,
         }
@@ -187,6 +190,33 @@ impl Conn {
         }
     }
 
+    /// Where a driver that reads by itself puts what comes; then [`received`](Self::received). Empty unless
+    /// [`next`](Self::next) says [`Next::Read`].
+    pub fn space(&mut self) -> &mut [u8] {
+        match self.state {
+            State::Reading => self.line.get_mut(self.len..).unwrap_or_default(),
+            // What is thrown away is not looked at: any memory does.
+            State::Lingering => &mut self.line,
+            _ => &mut [],
+        }
+    }
+
+    /// So many bytes are in [`space`](Self::space); none: the client will send no more.
+    pub fn received(&mut self, n: usize, now: Instant) {
+        match self.state {
+            _ if n == 0 => self.eof(),
+            State::Reading => {
+                if self.len == 0 {
+                    self.deadline = now + Duration::from_millis(self.limits.line_timeout);
+                }
+                self.len = LINE_MAX.min(self.len + n);
+                self.read_line(now);
+            }
+            State::Lingering => self.discard(n),
+            _ => {}
+        }
+    }
+
     /// Takes received bytes, at most [`room`](Self::room) of them; what is beyond that is dropped.
     pub fn feed(&mut self, bytes: &[u8], now: Instant) {
         match self.state {
@@ -200,13 +230,15 @@ impl Conn {
                 }
                 self.read_line(now);
             }
-            State::Lingering => {
-                self.drained = LINGER_BYTES.min(self.drained + bytes.len());
-                if self.drained == LINGER_BYTES {
-                    self.state = State::Closed;
-                }
-            }
+            State::Lingering => self.discard(bytes.len()),
             _ => {}
+        }
+    }
+
+    fn discard(&mut self, n: usize) {
+        self.drained = LINGER_BYTES.min(self.drained + n);
+        if self.drained == LINGER_BYTES {
+            self.state = State::Closed;
         }
     }
 
@@ -289,17 +321,15 @@ impl Conn {
     /// `InvalidData` for a bad request, `TimedOut` for a deadline, `ResourceBusy` for a client too many; the message
     /// is the `ERR` line and the refused line, escaped.
     pub fn result(&self) -> io::Result<()> {
-        let line = self.line.get(..self.len).unwrap_or_default().escape_ascii();
-        let told = self.error.trim_end();
         match self.refusal {
             None => Ok(()),
-            Some(Refusal::Busy) => Err(io::Error::new(ErrorKind::ResourceBusy, told.to_owned())),
+            Some(Refusal::Busy) => Err(io::Error::new(ErrorKind::ResourceBusy, self.told.clone())),
             Some(Refusal::Timeout) if self.error.is_empty() => {
                 let text = format!("took {} of {} bytes, then too little for too long", self.sent, self.total);
                 Err(io::Error::new(ErrorKind::TimedOut, text))
             }
-            Some(Refusal::Timeout) => Err(io::Error::new(ErrorKind::TimedOut, told.to_owned())),
-            Some(_) => Err(io::Error::new(ErrorKind::InvalidData, format!("{told}, got '{line}'"))),
+            Some(Refusal::Timeout) => Err(io::Error::new(ErrorKind::TimedOut, self.told.clone())),
+            Some(_) => Err(io::Error::new(ErrorKind::InvalidData, self.told.clone())),
         }
     }
 
@@ -330,6 +360,11 @@ impl Conn {
     fn refuse(&mut self, why: Refusal, now: Instant) {
         self.refusal = Some(why);
         self.error = why.line(&self.limits);
+        self.told = self.error.trim_end().to_owned();
+        if !matches!(why, Refusal::Busy | Refusal::Timeout) {
+            let line = self.line.get(..self.len).unwrap_or_default().escape_ascii();
+            self.told = format!("{}, got '{line}'", self.told);
+        }
         self.begin_sending(State::Refusing, self.error.len() as u32, now);
     }
 

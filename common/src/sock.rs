@@ -33,6 +33,11 @@ pub fn listen(at: &Listen, backlog: i32) -> Result<Socket, Failed> {
     Ok(listener)
 }
 
+/// Neither done nor broken: not ready, out of time, or interrupted by a signal. Ask again.
+pub fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
 /// What an acceptor does after accept failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -62,49 +67,85 @@ pub fn accept_failed(errno: i32) -> Verdict {
         | libc::ENOPROTOOPT
         | libc::EOPNOTSUPP
         | libc::ETIMEDOUT
+        | libc::ENOSPC
         | libc::EAGAIN => Verdict::Next,
         libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Verdict::Backoff,
         _ => Verdict::Fatal,
     }
 }
 
-/// Pauses between failed accepts: 5 ms doubling to 1 s, from the start again after a quiet time.
+/// The pauses of an acceptor that is out of descriptors or memory: 5 ms, doubling to 1 s. After two seconds without a
+/// pause the next one is 5 ms again.
+///
+/// A blocking acceptor calls [`accept_failed`](Self::accept_failed), which sleeps. A task sleeps for the duration that
+/// [`pause`](Self::pause) returns. An event loop calls `pause` too, does not watch its listener while
+/// [`until`](Self::until) returns a time, and calls [`expire`](Self::expire) after each wait.
 #[derive(Debug)]
 pub struct Backoff {
-    pause: Duration,
-    until: Instant,
+    /// The length of the next pause.
+    next: Duration,
+    /// The planned end of the last pause.
+    last_end: Instant,
+    /// The end of the pause in force.
+    until: Option<Instant>,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Backoff { pause: BACKOFF_FIRST, until: Instant::now() }
+        Backoff { next: BACKOFF_FIRST, last_end: Instant::now(), until: None }
     }
 }
 
 impl Backoff {
-    /// The pause that is due at `now`. Two seconds without a failure start the row anew.
-    pub fn next(&mut self, now: Instant) -> Duration {
-        let quiet = now.saturating_duration_since(self.until) > 2 * BACKOFF_MOST;
-        let pause = if quiet { BACKOFF_FIRST } else { self.pause };
-        self.pause = BACKOFF_MOST.min(pause * 2);
-        self.until = now + pause;
-        pause
-    }
-
-    /// What a blocking acceptor does with a failed accept: logs it, and sleeps where [`accept_failed`] says so.
+    /// Logs a failed accept and returns how long to wait before the next accept: zero if it may succeed at once. EAGAIN
+    /// and EINTR are no failures.
     ///
     /// # Errors
-    /// Where the listener is past use.
-    pub fn accept_failed(&mut self, error: &io::Error, log: &Log) -> Result<(), Failed> {
+    /// The listener can no longer be used.
+    pub fn pause(&mut self, error: &io::Error, log: &Log) -> Result<Duration, Failed> {
+        if is_transient(error) {
+            return Ok(Duration::ZERO);
+        }
         log.repeated("WARN", &format!("accept: {error}"));
         match accept_failed(error.raw_os_error().unwrap_or_default()) {
-            Verdict::Next => Ok(()),
-            Verdict::Backoff => {
-                thread::sleep(self.next(Instant::now()));
-                Ok(())
-            }
+            Verdict::Next => Ok(Duration::ZERO),
+            Verdict::Backoff => Ok(self.start(Instant::now())),
             Verdict::Fatal => Err(Failed::new(format!("accept: {error}"))),
         }
+    }
+
+    /// The end of the pause in force. It stays in force until [`expire`](Self::expire) or [`end`](Self::end), so an event
+    /// loop that does not watch its listener never sleeps past this time.
+    pub fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Ends the pause if its time has come.
+    pub fn expire(&mut self, now: Instant) {
+        self.until = self.until.filter(|until| now < *until);
+    }
+
+    /// Ends the pause early: a descriptor has become free, so the next accept may succeed.
+    pub fn end(&mut self) {
+        self.until = None;
+    }
+
+    /// What a blocking acceptor does after a failed accept: it sleeps for the [`pause`](Self::pause).
+    ///
+    /// # Errors
+    /// The listener can no longer be used.
+    pub fn accept_failed(&mut self, error: &io::Error, log: &Log) -> Result<(), Failed> {
+        thread::sleep(self.pause(error, log)?);
+        Ok(())
+    }
+
+    fn start(&mut self, now: Instant) -> Duration {
+        let is_quiet = now.saturating_duration_since(self.last_end) > 2 * BACKOFF_MOST;
+        let pause = if is_quiet { BACKOFF_FIRST } else { self.next };
+        self.next = BACKOFF_MOST.min(pause * 2);
+        self.last_end = now + pause;
+        self.until = Some(self.last_end);
+        pause
     }
 }
 
@@ -174,11 +215,30 @@ mod tests {
         let mut backoff = Backoff::default();
         let mut pauses = Vec::new();
         for _ in 0..10 {
-            let pause = backoff.next(now);
+            let pause = backoff.start(now);
             pauses.push(pause.as_millis());
             now += pause;
         }
         assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
-        assert_eq!(backoff.next(now + Duration::from_secs(3)), BACKOFF_FIRST);
+        assert_eq!(backoff.start(now + Duration::from_secs(3)), BACKOFF_FIRST);
+    }
+
+    #[test]
+    fn pause_stays_in_force_until_it_is_ended() {
+        let log = Log::default();
+        let mut backoff = Backoff::default();
+        let out_of_descriptors = io::Error::from_raw_os_error(libc::EMFILE);
+        assert_eq!(backoff.pause(&io::ErrorKind::WouldBlock.into(), &log).unwrap(), Duration::ZERO);
+        assert_eq!(backoff.until(), None);
+        assert_eq!(backoff.pause(&out_of_descriptors, &log).unwrap(), BACKOFF_FIRST);
+        let end = backoff.until().unwrap();
+        backoff.expire(end - Duration::from_millis(1));
+        assert_eq!(backoff.until(), Some(end));
+        backoff.expire(end);
+        assert_eq!(backoff.until(), None);
+        assert!(backoff.pause(&out_of_descriptors, &log).unwrap() > BACKOFF_FIRST);
+        backoff.end();
+        assert_eq!(backoff.until(), None);
+        assert!(backoff.pause(&io::Error::from_raw_os_error(libc::EBADF), &log).is_err());
     }
 }

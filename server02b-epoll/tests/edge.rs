@@ -1,3 +1,3 @@
 fn main() {
-    testkit::conformance_with(env!("CARGO_BIN_EXE_server02b-epoll"), env!("CARGO_MANIFEST_DIR"), &["--edge"])
+    testkit::conformance(env!("CARGO_BIN_EXE_server02b-edge"), env!("CARGO_MANIFEST_DIR"))
 }

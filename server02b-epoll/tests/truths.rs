@@ -159,13 +159,13 @@ fn truth_j_reading_until_eagain_starves_the_others() {
 /// no byte more comes, and every request of it is answered.
 #[test]
 fn truth_j_the_server_answers_all_that_waits_with_either_trigger() {
-    for args in [&[][..], &["--edge"]] {
-        let server = Server::start(env!("CARGO_BIN_EXE_server02b-epoll"), args);
+    for bin in [env!("CARGO_BIN_EXE_server02b-epoll"), env!("CARGO_BIN_EXE_server02b-edge")] {
+        let server = Server::start(bin, &[]);
         let mut greedy = server.connect();
         greedy.send("2\n".repeat(10_000));
         let mut quiet: Peer = server.connect();
         quiet.ask(10);
-        assert!(greedy.read_exactly(20_000) == b"ab".repeat(10_000), "{args:?}");
+        assert!(greedy.read_exactly(20_000) == b"ab".repeat(10_000), "{bin}");
         let idle = eventually("it rests", || {
             let before = procs::cpu_ns(server.pid());
             std::thread::sleep(PATIENCE / 200); // the measure: CPU time over this long

@@ -14,44 +14,30 @@ use std::io;
 use std::mem;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
-use common::cli::{Limits, Listen, Pool};
-use common::report::{Failed, Log};
-use common::service::serve;
-use common::sock::{Backoff, listen};
+use common::cli::Pool;
+use common::report::Failed;
+use lifecycle::{Server, Supervisor, begin_child, end_child, on_signal, shutdown};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::select::{FdSet, select};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
+use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::{ForkResult, fork};
 use socket2::Socket;
 use tally::{Board, Tally, switches};
-
-const BACKLOG: i32 = 1024;
-/// A dead worker is replaced at once; the second and later ones in the same place after this, doubling ...
-const PAUSE_FIRST: Duration = Duration::from_millis(100);
-/// ... to this, until one has lived for a while.
-const PAUSE_MOST: Duration = Duration::from_secs(5);
-const SETTLED: Duration = Duration::from_secs(10);
-/// A worker that fails so soon is not unlucky: what it needs is not there. So many of them in `SETTLED` end the server.
-const AT_START: Duration = Duration::from_secs(1);
-const FAILURES: usize = 5;
 
 /// TCP pre-forked server, the instrument: who gets a connection, and who is woken for nothing
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
-    listen: Listen,
+    server: Server,
     #[command(flatten)]
     pool: Pool,
     /// How a worker waits for a connection
@@ -66,10 +52,6 @@ struct Args {
     /// On SIGUSR1 and at the end print one line of JSON to stdout instead of the table to stderr
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    limits: Limits,
-    #[command(flatten)]
-    log: Log,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -90,95 +72,45 @@ enum Wait {
     Flock,
 }
 
-/// The descriptor a child is serving from, while it has a client.
-static STOP_FD: AtomicI32 = AtomicI32::new(-1);
-/// A child's own copy of the listener.
-static LISTENER: AtomicI32 = AtomicI32::new(-1);
-/// A child's epoll, where it has one.
-static EPOLL: AtomicI32 = AtomicI32::new(-1);
-static STOPS: AtomicU32 = AtomicU32::new(0);
+/// How many times SIGUSR1 has arrived.
 static REPORTS: AtomicU32 = AtomicU32::new(0);
-
-/// A place in the pool.
-#[derive(Clone, Copy)]
-struct Worker {
-    /// None: the place is vacant until `due`.
-    pid: Option<Pid>,
-    born: Instant,
-    due: Instant,
-    /// How long the place stays vacant the next time.
-    pause: Duration,
-}
 
 fn main() -> Result<(), Failed> {
     let args = Args::parse();
-    on_signal(Signal::SIGCHLD, wake)?;
-    on_signal(Signal::SIGTERM, stop)?;
-    on_signal(Signal::SIGINT, stop)?;
+    let mut pool = Supervisor::new(args.pool.workers, &args.server)?;
+    // Like the signals of the supervisor, it is taken in `sleep` only.
     on_signal(Signal::SIGUSR1, report)?;
-    // In the parent they are taken in ppoll and nowhere else, so none is missed between a look and a sleep.
-    SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1])
-        .thread_block()
-        .context("sigprocmask")?;
-
-    let listener = listen(&args.listen, BACKLOG)?;
-    // Before the first fork: the mapping, the epoll and the lock file are the family's.
+    SigSet::from(Signal::SIGUSR1).thread_block().context("sigprocmask")?;
+    let listener = args.server.listen()?;
+    // Before the first fork: the workers share the mapping, the epoll and the lock file.
     let board = Board::new().context("mmap")?;
     let shared = Shared::new(args.wait, &listener, args.edge)?;
-    let (parent, now) = (getpid(), Instant::now());
-    let mut pool = vec![Worker { pid: None, born: now, due: now, pause: Duration::ZERO }; args.pool.workers.into()];
-    let mut failures = Vec::new();
-    while STOPS.load(SeqCst) == 0 && failures.len() < FAILURES {
-        let vacant = |worker: &Worker| worker.pid.is_none() && worker.due <= Instant::now();
-        for (worker, tally) in pool.iter_mut().zip(&board.workers).filter(|(worker, _)| vacant(worker)) {
+
+    while pool.is_running() {
+        while pool.needs_worker() {
+            let Some(tally) = pool.of_empty_slots(&board.workers).next() else { break };
             // SAFETY: this process has one thread, so the child may do whatever the parent may.
             match unsafe { fork() } {
-                Ok(ForkResult::Child) => child(&listener, &shared, (board, tally), parent, &args),
-                Ok(ForkResult::Parent { child }) => (worker.pid, worker.born) = (Some(child), Instant::now()),
-                Err(e) => {
-                    args.log.repeated("WARN", &format!("fork: {e}"));
-                    worker.vacate();
-                }
+                Ok(ForkResult::Child) => child(&listener, &shared, (board, tally), &args),
+                Ok(ForkResult::Parent { child }) => pool.add(child),
+                Err(e) => pool.failed("fork", e),
             }
         }
-        let patience = pool.iter().any(|worker| worker.pid.is_none()).then_some(PAUSE_FIRST.into());
-        // The parent accepts nobody. It sleeps until a child ends, a vacant place may be due, or a stop is asked for.
-        let _ = ppoll(&mut [], patience, Some(SigSet::empty()));
-        reap_children(&mut pool, &mut failures, &args.log);
+        // The parent accepts no client. It sleeps until a worker ends and has to be replaced.
+        pool.sleep(&mut []);
         if REPORTS.swap(0, SeqCst) > 0 {
-            board.print(&args, pool.iter().map(|worker| worker.pid));
+            board.print(&args, pool.workers());
         }
     }
 
-    let gives_up = STOPS.load(SeqCst) == 0;
-    end_children(&mut pool, &listener, &args);
-    board.print(&args, pool.iter().map(|worker| worker.pid));
-    args.log.cpu_time();
-    if gives_up {
-        return Err(Failed::new(format!("{FAILURES} workers failed at their start within {SETTLED:?}")));
-    }
-    Ok(())
-}
-
-/// Installs a handler without SA_RESTART, so that a sleeping accept returns EINTR.
-fn on_signal(signal: Signal, handler: extern "C" fn(libc::c_int)) -> Result<(), Failed> {
-    let action = SigAction::new(SigHandler::Handler(handler), SaFlags::empty(), SigSet::empty());
-    // SAFETY: the handler makes async-signal-safe calls only.
-    unsafe { sigaction(signal, &action) }.with_context(|| format!("sigaction {signal}"))?;
-    Ok(())
-}
-
-impl Worker {
-    /// Leaves the place vacant for a while: no time at all the first time, so that a worker that was killed is hardly
-    /// missed, and longer each time while its workers keep dying young.
-    fn vacate(&mut self) {
-        let now = Instant::now();
-        if self.pid.take().is_some() && now.duration_since(self.born) >= SETTLED {
-            self.pause = Duration::ZERO;
-        }
-        self.due = now + self.pause;
-        self.pause = (self.pause * 2).clamp(PAUSE_FIRST, PAUSE_MOST);
-    }
+    // First the signals: a worker whose accept the next call ends must know why.
+    pool.terminate();
+    // Ends every accept, and refuses new clients: shutdown acts on the socket that all the processes share.
+    let _ = listener.shutdown(Shutdown::Read);
+    let outcome = pool.wait();
+    board.print(&args, (0..args.pool.workers).map(|_| None));
+    args.server.log.cpu_time();
+    outcome
 }
 
 /// What the children inherit to wait with, besides the listener.
@@ -211,24 +143,10 @@ fn watch(listener: &Socket, edge: bool, more: EpollFlags) -> Result<Epoll, Faile
 }
 
 /// A child's whole life. `!`: it never returns into the parent's loop, and the compiler checks it.
-fn child(listener: &Socket, shared: &Shared, (board, tally): (&Board, &Tally), parent: Pid, args: &Args) -> ! {
-    LISTENER.store(listener.as_raw_fd(), SeqCst);
+fn child(listener: &Socket, shared: &Shared, (board, tally): (&Board, &Tally), args: &Args) -> ! {
+    begin_child();
     let waiter = Waiter::new(listener, shared, args);
-    let _ = set_pdeathsig(Signal::SIGKILL);
-    // Unblocked only now: a SIGTERM before the store would have found nothing to close.
-    let _ = SigSet::all().thread_unblock();
-    // A parent that died before the prctl has sent no signal: stop at once.
-    STOPS.fetch_add((getppid() != parent).into(), SeqCst);
-    // A panic must not unwind into the parent's loop either.
-    let outcome = catch_unwind(AssertUnwindSafe(|| match &waiter {
-        Ok(waiter) => serve_clients(listener, waiter, (board, tally), args),
-        Err(failed) => Err(Failed::new(format!("{failed:?}"))),
-    }));
-    if let Ok(Err(failed)) = &outcome {
-        args.log.repeated("Error:", &format!("{failed:?}; this worker ends"));
-    }
-    // SAFETY: _exit, not exit: what is registered for the parent's end must not run at the child's.
-    unsafe { libc::_exit((!matches!(outcome, Ok(Ok(())))).into()) }
+    end_child(waiter.and_then(|waiter| serve_clients(listener, &waiter, (board, tally), args)), &args.server.log)
 }
 
 /// What one child waits with.
@@ -242,7 +160,7 @@ enum Waiter {
 
 impl Waiter {
     fn new(listener: &Socket, shared: &Shared, args: &Args) -> Result<Waiter, Failed> {
-        let waiter = match (args.wait, shared) {
+        Ok(match (args.wait, shared) {
             (Wait::Select, _) => Waiter::Select,
             (Wait::Poll, _) => Waiter::Poll,
             (Wait::Epoll, _) => Waiter::Epoll(watch(listener, args.edge, EpollFlags::empty())?),
@@ -253,11 +171,7 @@ impl Waiter {
                 Waiter::Flock(File::open(format!("/proc/self/fd/{}", lock.as_raw_fd())).context("open lock")?)
             }
             _ => Waiter::Accept,
-        };
-        if let Waiter::Epoll(Epoll(epoll)) = &waiter {
-            EPOLL.store(epoll.as_raw_fd(), SeqCst);
-        }
-        Ok(waiter)
+        })
     }
 
     /// Sleeps until a connection may be there.
@@ -297,11 +211,10 @@ fn serve_clients(
     (board, tally): (&Board, &Tally),
     args: &Args,
 ) -> Result<(), Failed> {
-    let mut backoff = Backoff::default();
     // Edge-triggered: an edge may stand for several connections, so there may be more until accept says EAGAIN. And a
     // worker that now has a client must not be the only one that knows.
     let mut more = false;
-    while STOPS.load(SeqCst) == 0 {
+    while !shutdown::requested() {
         let before = switches();
         tally.sleeps(before);
         let waited = if more { Ok(()) } else { waiter.wait(listener) };
@@ -309,15 +222,15 @@ fn serve_clients(
         if let Waiter::Flock(lock) = waiter {
             let _ = flock(lock, libc::LOCK_UN);
         }
-        tally.woken(switches() - before, STOPS.load(SeqCst) > 0);
+        tally.woken(switches() - before, shutdown::requested());
         let looked_on = mem::replace(&mut more, args.edge);
         if more {
             waiter.rearm(listener);
         }
         let (mut conn, peer) = match accepted {
             Ok(accepted) => accepted,
-            // The handler has closed the listener and the epoll: EINTR if the wait was asleep, EBADF if it had not begun.
-            Err(_) if STOPS.load(SeqCst) > 0 => break,
+            // EINTR if this worker got the signal while it slept, EINVAL if the parent has shut the listener down.
+            Err(_) if shutdown::requested() => break,
             // A signal came while accept slept.
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             // Woken for nothing: another worker was quicker.
@@ -327,84 +240,17 @@ fn serve_clients(
                 continue;
             }
             Err(e) => {
-                backoff.accept_failed(&e, &args.log)?;
+                args.server.accept_failed(&e)?;
                 continue;
             }
         };
-        STOP_FD.store(conn.as_raw_fd(), SeqCst);
-        // A stop before the store did not find this client: what it has sent by now is still answered.
-        if STOPS.load(SeqCst) > 0 {
-            let _ = conn.shutdown(Shutdown::Read);
-        }
         board.accepted(tally);
         thread::sleep(Duration::from_millis(args.busy));
-        args.log.client(&peer, &serve(&mut conn, &args.limits));
-        STOP_FD.store(-1, SeqCst);
+        args.server.serve(&mut conn, &peer);
         drop(conn); // close: the client sees the end of the stream
     }
     Ok(())
 }
-
-/// Reaps the children that have ended and leaves their places vacant. A loop, since signals do not queue: children that
-/// end together may send one SIGCHLD. WNOHANG, since others live on.
-fn reap_children(pool: &mut [Worker], failures: &mut Vec<Instant>, log: &Log) {
-    while let Some((pid, status)) = waitpid(None, Some(WaitPidFlag::WNOHANG)).ok().and_then(|s| Some((s.pid()?, s))) {
-        // Exit 0 follows a SIGTERM, and SIGKILL comes from outside: neither is the worker's own failure.
-        let told = matches!(status, WaitStatus::Exited(_, 0));
-        let failed = !told && !matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _));
-        for worker in pool.iter_mut().filter(|worker| worker.pid == Some(pid)) {
-            if failed && worker.born.elapsed() < AT_START {
-                failures.push(Instant::now());
-            }
-            if !told {
-                log.warn(&format!("worker {pid} ended: {status:?}"));
-            }
-            worker.vacate();
-        }
-    }
-    failures.retain(|failure| failure.elapsed() < SETTLED);
-}
-
-/// Asks every child to finish, and kills those that have not when the grace is over or a second signal comes.
-fn end_children(pool: &mut [Worker], listener: &Socket, args: &Args) {
-    // A pid in the pool is a child of ours and not reaped, so it is no stranger.
-    let tell = |pool: &[Worker], signal| {
-        for pid in pool.iter().filter_map(|worker| worker.pid) {
-            let _ = kill(pid, signal);
-        }
-    };
-    tell(pool, Signal::SIGTERM);
-    // From here on clients are refused: shutdown acts on the socket that all share, where close gives up one's own copy.
-    // After the signals, so that a worker whose accept it ends knows why.
-    let _ = listener.shutdown(Shutdown::Read);
-    let end = Instant::now() + Duration::from_millis(args.limits.grace);
-    while pool.iter().any(|worker| worker.pid.is_some()) {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() || STOPS.load(SeqCst) > 1 {
-            tell(pool, Signal::SIGKILL);
-        }
-        let _ = ppoll(&mut [], Some(left.max(Duration::from_millis(10)).into()), Some(SigSet::empty()));
-        reap_children(pool, &mut Vec::new(), &args.log);
-    }
-}
-
-/// In a child: gives up its copies of the listener and the epoll and ends its client's reading; what was received is still answered.
-/// The others' copies stay open, so a stop of one worker is no stop of the pool. In the parent the numbers are -1,
-/// and only the count counts.
-extern "C" fn stop(_: libc::c_int) {
-    let errno = Errno::last_raw();
-    STOPS.fetch_add(1, SeqCst);
-    // SAFETY: close is async-signal-safe; the swap makes sure that this number is closed once.
-    unsafe { libc::close(LISTENER.swap(-1, SeqCst)) };
-    // SAFETY: as above. An epoll would go on watching the socket, which the others keep open.
-    unsafe { libc::close(EPOLL.swap(-1, SeqCst)) };
-    // SAFETY: shutdown is async-signal-safe; a stale descriptor number makes it fail, no more.
-    unsafe { libc::shutdown(STOP_FD.load(SeqCst), libc::SHUT_RD) };
-    Errno::set_raw(errno);
-}
-
-/// SIGCHLD: with a handler it interrupts ppoll, and without one it would be ignored.
-extern "C" fn wake(_: libc::c_int) {}
 
 /// SIGUSR1: the parent's loop prints when it is awake.
 extern "C" fn report(_: libc::c_int) {

@@ -14,7 +14,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 #[repr(C, align(64))]
 pub struct Place {
     /// Clients that are being served now.
-    held: AtomicU64,
+    pub held: AtomicU64,
     /// Those taken from this place's queue.
     pub connections: AtomicU64,
     /// Those of them that were told `ERR busy`.
@@ -34,21 +34,13 @@ pub fn shared_places(workers: usize) -> nix::Result<&'static [Place]> {
 }
 
 impl Place {
-    /// Takes one of the `most` places for clients that the pool has. The count goes up first and is looked at then: two
-    /// workers that want the last place at the same moment may both give up, and never do both get it.
-    pub fn admit(&self, pool: &[Place], most: u64) -> bool {
-        self.held.fetch_add(1, SeqCst);
-        if pool.iter().map(|place| place.held.load(SeqCst)).sum::<u64>() <= most {
-            return true;
-        }
-        self.held.fetch_sub(1, SeqCst);
-        self.refused.fetch_add(1, SeqCst);
-        false
-    }
-
-    /// A client has left.
-    pub fn release(&self) {
-        self.held.fetch_sub(1, SeqCst);
+    /// A new connection; true if the pool serves fewer than `most`. Two workers that look at the same moment may both find
+    /// the last place.
+    pub fn admits(&self, pool: &[Place], most: u64) -> bool {
+        self.connections.fetch_add(1, SeqCst);
+        let is_full = pool.iter().map(|place| place.held.load(SeqCst)).sum::<u64>() >= most;
+        self.refused.fetch_add(is_full.into(), SeqCst);
+        !is_full
     }
 
     /// The worker is dead, and its clients with it, however it was killed: one counter for all could not tell how many.

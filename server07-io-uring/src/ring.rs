@@ -1,7 +1,8 @@
 //! The two queues shared with the kernel, and the buffers it picks from.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
-use std::io;
+use std::io::{self, Write};
+use std::process::ExitCode;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -17,6 +18,9 @@ const BUFFER: usize = 1024;
 /// The one group of buffers.
 pub const GROUP: u16 = 0;
 const PAGE: usize = 4096;
+
+/// EX_UNAVAILABLE of sysexits.h.
+const UNAVAILABLE: u8 = 69;
 
 /// What the kernel says of a request.
 pub struct Completion {
@@ -72,8 +76,8 @@ impl Ring {
     }
 
     /// Hands over what is queued and sleeps until something is complete, or for so long: one system call for both.
-    pub fn submit_and_wait(&mut self, patience: Option<Duration>) -> io::Result<()> {
-        let timeout = patience.map(Timespec::from);
+    pub fn submit_and_wait(&mut self, timeout_ms: Option<u16>) -> io::Result<()> {
+        let timeout = timeout_ms.map(|ms| Timespec::from(Duration::from_millis(ms.into())));
         let submitter = self.uring.submitter();
         let entered = match &timeout {
             Some(timeout) => submitter.submit_with_args(1, &SubmitArgs::new().timespec(timeout)),
@@ -127,6 +131,19 @@ impl Ring {
         // Release: the entry is whole before the kernel can see it.
         tail.store(self.tail, Ordering::Release);
     }
+}
+
+/// One line for whoever wonders why: io_uring may be switched off, filtered, or too young.
+pub fn unavailable(call: &str, error: &io::Error) -> ExitCode {
+    let why = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "switched off by sysctl kernel.io_uring_disabled, or by a seccomp filter",
+        Some(libc::ENOSYS) => "not in this kernel, or hidden by a seccomp filter",
+        Some(libc::ENOMEM) => "no memory for the ring; before Linux 5.12 it counts as locked memory, see ulimit -l",
+        Some(libc::EINVAL) => "this kernel lacks what is used here: Linux 5.19 has it",
+        _ => "io_uring cannot be used here",
+    };
+    let _ = writeln!(io::stderr(), "Error: {call}: {error}: {why}");
+    ExitCode::from(UNAVAILABLE)
 }
 
 /// Errors that mean no more than *look at the completions first*: a signal, the timeout, a full completion queue.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll as List, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::poller::{Interest, Poller, Ready, milliseconds};
+use crate::poller::{Interest, Multiplexer, Ready, milliseconds};
 
 /// Most clients reported at once; the others are next.
 const EVENTS: usize = 256;
@@ -24,23 +24,19 @@ impl Epoll {
     }
 }
 
-impl Poller for Epoll {
-    fn set(&mut self, fd: BorrowedFd, token: u64, interest: Interest) -> io::Result<()> {
+impl Multiplexer for Epoll {
+    fn change(&mut self, fd: BorrowedFd, token: u64, from: Interest, to: Interest) -> io::Result<()> {
         let mut flags = EpollFlags::empty();
-        flags.set(EpollFlags::EPOLLIN, interest.read);
-        flags.set(EpollFlags::EPOLLOUT, interest.write);
+        flags.set(EpollFlags::EPOLLIN, to.read);
+        flags.set(EpollFlags::EPOLLOUT, to.write);
         let mut event = EpollEvent::new(flags, token);
-        // EPOLLHUP and EPOLLERR are reported whatever is asked for: who is not to be watched has to leave the list.
-        if interest == Interest::NONE {
-            return match self.list.delete(fd) {
-                Ok(()) | Err(Errno::ENOENT) => Ok(()),
-                Err(e) => Err(e.into()),
-            };
+        match (from, to) {
+            (Interest::NONE, _) => self.list.add(fd, event)?,
+            // EPOLLHUP and EPOLLERR are reported whatever is asked for: who is not to be watched has to leave the list.
+            (_, Interest::NONE) => self.list.delete(fd)?,
+            _ => self.list.modify(fd, &mut event)?,
         }
-        match self.list.modify(fd, &mut event) {
-            Err(Errno::ENOENT) => Ok(self.list.add(fd, event)?),
-            outcome => Ok(outcome?),
-        }
+        Ok(())
     }
 
     fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::poller::{Interest, Poller, Ready, milliseconds};
+use crate::poller::{Interest, Multiplexer, Ready, milliseconds};
 
 #[derive(Default)]
 pub struct Poll {
@@ -15,8 +15,8 @@ pub struct Poll {
     tokens: Vec<u64>,
 }
 
-impl Poller for Poll {
-    fn set(&mut self, fd: BorrowedFd, token: u64, interest: Interest) -> io::Result<()> {
+impl Multiplexer for Poll {
+    fn change(&mut self, fd: BorrowedFd, token: u64, _: Interest, interest: Interest) -> io::Result<()> {
         let (fd, place) = (fd.as_raw_fd(), self.fds.iter().position(|entry| entry.fd == fd.as_raw_fd()));
         let mut events = 0;
         if interest.read {

@@ -6,23 +6,32 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::select::{FD_SETSIZE, FdSet, select};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::poller::{Interest, Poller, Ready};
+use crate::poller::{Interest, Multiplexer, Ready};
 
 #[derive(Default)]
 pub struct Select {
     watched: BTreeMap<RawFd, (u64, Interest)>,
 }
 
-impl Poller for Select {
-    fn set(&mut self, fd: BorrowedFd, token: u64, interest: Interest) -> io::Result<()> {
+impl Select {
+    /// No descriptor of this process gets a number that a set has no bit for: accept says EMFILE first. (In C, FD_SET of
+    /// a larger number writes behind the set.)
+    pub fn new() -> io::Result<Select> {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard.min(FD_SETSIZE as u64), hard)?;
+        Ok(Select::default())
+    }
+}
+
+impl Multiplexer for Select {
+    fn change(&mut self, fd: BorrowedFd, token: u64, _: Interest, interest: Interest) -> io::Result<()> {
         let fd = fd.as_raw_fd();
         if interest == Interest::NONE {
             self.watched.remove(&fd);
-        } else if fd as usize >= FD_SETSIZE {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
         } else {
             self.watched.insert(fd, (token, interest));
         }
@@ -59,6 +68,6 @@ impl Poller for Select {
 }
 
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: a descriptor is not watched any more when it is closed (`Poller`).
+    // SAFETY: a descriptor is not watched any more when it is closed (`Poller::set`).
     unsafe { BorrowedFd::borrow_raw(fd) }
 }

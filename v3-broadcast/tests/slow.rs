@@ -7,11 +7,6 @@ fn slow(policy: &str) {
 }
 
 #[test]
-fn block_makes_everybody_wait() {
-    slow("block");
-}
-
-#[test]
 fn grow_keeps_every_line() {
     slow("grow");
 }

@@ -1,8 +1,9 @@
 //! The loop in slow motion: every step as a line of JSON, and a pause after it.
 
-use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,12 @@ pub struct TraceArgs {
     slow_motion: u64,
 }
 
-/// One step. Tasks, descriptors and timers have numbers from one sequence; 0 is the loop itself.
+/// One step.
 #[derive(Serialize)]
 #[serde(tag = "step", rename_all = "lowercase")]
 pub enum Step {
-    /// A new task, made by another one.
-    Spawn { task: u64, by: u64 },
+    /// A new task.
+    Spawn { task: u64 },
     /// Its future is polled ...
     Poll { task: u64 },
     /// ... and is not done,
@@ -35,22 +36,13 @@ pub enum Step {
     /// ... or is: the task is gone.
     Done { task: u64 },
     /// A system call said EAGAIN: the task waits for the descriptor.
-    Park { task: u64, sock: usize },
-    /// It has used up its budget, and goes to the end of the ready queue.
+    Park { task: u64, fd: i32 },
+    /// The task goes to the end of the ready queue.
     Yield { task: u64 },
-    /// Nobody is ready: epoll_wait, for so long at most.
+    /// Nobody is ready, or it is time to ask: epoll_wait, for so long at most.
     Sleep { ms: Option<u128> },
     /// A task is put into the ready queue.
-    Wake { task: u64, by: By },
-}
-
-/// Why a task is woken.
-#[derive(Clone, Copy, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum By {
-    Sock(usize),
-    Timer,
-    Task(u64),
+    Wake { task: u64 },
 }
 
 #[derive(Serialize)]
@@ -60,41 +52,47 @@ struct Line {
     step: Step,
 }
 
-/// Where the steps go; nowhere by default.
-pub struct Trace {
-    out: Option<RefCell<File>>,
+struct Trace {
+    out: Option<File>,
     pause: Duration,
     start: Instant,
 }
 
-impl Trace {
-    /// # Errors
-    /// The descriptor is not open, or not for writing.
-    pub fn new(args: &TraceArgs) -> Result<Trace, Failed> {
-        let open = |fd: u16| {
-            let path = format!("/dev/fd/{fd}");
-            OpenOptions::new().append(true).open(&path).with_context(|| format!("--trace {fd}: {path}"))
-        };
-        let out = args.trace.map(open).transpose()?.map(RefCell::new);
-        Ok(Trace { out, pause: Duration::from_millis(args.slow_motion), start: Instant::now() })
-    }
+/// Where the steps go; nowhere by default.
+static TRACE: OnceLock<Trace> = OnceLock::new();
 
-    #[cfg(test)]
-    pub fn off() -> Trace {
-        Trace { out: None, pause: Duration::ZERO, start: Instant::now() }
+/// From here on each step is shown, if the options say so.
+pub fn start(args: &TraceArgs) -> Result<(), Failed> {
+    let open = |fd: u16| {
+        let path = format!("/dev/fd/{fd}");
+        OpenOptions::new().append(true).open(&path).with_context(|| format!("--trace {fd}: {path}"))
+    };
+    let out = args.trace.map(open).transpose()?;
+    if out.is_some() || args.slow_motion > 0 {
+        let _ = TRACE.set(Trace { out, pause: Duration::from_millis(args.slow_motion), start: Instant::now() });
     }
+    Ok(())
+}
 
-    pub fn step(&self, step: Step) {
-        if let Some(out) = &self.out {
-            let line = Line { us: self.start.elapsed().as_micros(), step };
-            // One write for a line. What cannot be written is not worth the room.
-            if let Ok(mut text) = serde_json::to_vec(&line) {
-                text.push(b'\n');
-                let _ = out.borrow_mut().write_all(&text);
-            }
-        }
-        if !self.pause.is_zero() {
-            thread::sleep(self.pause);
+/// The task being polled.
+static CURRENT: AtomicU64 = AtomicU64::new(0);
+
+pub fn current() -> u64 {
+    CURRENT.load(Relaxed)
+}
+
+pub fn step(step: Step) {
+    if let Step::Poll { task } = step {
+        CURRENT.store(task, Relaxed);
+    }
+    let Some(trace) = TRACE.get() else { return };
+    if let Some(mut out) = trace.out.as_ref() {
+        let line = Line { us: trace.start.elapsed().as_micros(), step };
+        // One write for a line. What cannot be written is not worth the room.
+        if let Ok(mut text) = serde_json::to_vec(&line) {
+            text.push(b'\n');
+            let _ = out.write_all(&text);
         }
     }
+    thread::sleep(trace.pause);
 }

@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
-use chat::hub::is_nick;
+use chat::is_nick;
 use clap::Parser;
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 
