@@ -6,35 +6,35 @@ use std::time::{Duration, Instant};
 use crate::cli::Limits;
 use crate::service::{Conn, Next};
 
-/// A blocking connection, as [`serve`] wants it: bytes, a bound on how long one call may block, and a FIN.
+/// A blocking connection for [`serve`]: bytes, a limit for the time that one call may block, and a FIN.
 pub trait Stream: Read + Write {
-    /// The next reads fail with `WouldBlock` after this long.
+    /// From now on a read fails with `WouldBlock` after this time.
     ///
     /// # Errors
-    /// Those of setsockopt(2).
+    /// The errors of setsockopt(2).
     fn read_within(&mut self, bound: Duration) -> io::Result<()>;
-    /// The next writes fail with `WouldBlock`, or take only a part, after this long.
+    /// From now on a write fails with `WouldBlock`, or takes only a part, after this time.
     ///
     /// # Errors
-    /// Those of setsockopt(2).
+    /// The errors of setsockopt(2).
     fn write_within(&mut self, bound: Duration) -> io::Result<()>;
-    /// Sends a FIN; reading goes on.
+    /// Sends a FIN. Reading is still possible.
     ///
     /// # Errors
-    /// Those of shutdown(2).
+    /// The errors of shutdown(2).
     fn finish_writing(&mut self) -> io::Result<()>;
 }
 
-/// Serves one client to the end of its conversation, blocking.
+/// Serves one client until its session ends, with blocking calls.
 ///
 /// # Errors
-/// What the kernel said of the connection, or [`Conn::result`] where the client was refused. The client has had its
-/// `ERR` line by then; the caller closes.
+/// The error of the connection, or [`Conn::result`] if the client was rejected. The client has received its `ERR` line; the
+/// caller closes the connection.
 pub fn serve(stream: &mut impl Stream, limits: &Limits) -> io::Result<()> {
     drive(stream, Conn::new(limits, Instant::now()))
 }
 
-/// Does what `conn` asks for, blocking, until it is closed.
+/// Makes the calls that `conn` needs, with blocking calls, until the session is closed.
 pub(crate) fn drive(stream: &mut impl Stream, mut conn: Conn) -> io::Result<()> {
     let mut buffer = [0; 4096];
     let (mut reads_armed, mut writes_armed) = (None, None);
@@ -57,16 +57,16 @@ pub(crate) fn drive(stream: &mut impl Stream, mut conn: Conn) -> io::Result<()> 
                 arm(&mut writes_armed, left, |bound| stream.write_within(bound))?;
                 stream.write(conn.pending()).map(|n| conn.consume(n, Instant::now()))
             }
-            Next::HangUp => {
+            Next::ShutdownWrite => {
                 let fin = stream.finish_writing();
-                conn.hung_up(Instant::now());
+                conn.write_shut_down(Instant::now());
                 fin
             }
             Next::Close => return conn.result(),
         };
         match step {
             Ok(()) => {}
-            // A signal, or the bound: the top of the loop asks the clock.
+            // A signal, or the time limit of the call: the top of the loop checks the deadline.
             Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 (reads_armed, writes_armed) = (None, None);
             }
@@ -75,8 +75,8 @@ pub(crate) fn drive(stream: &mut impl Stream, mut conn: Conn) -> io::Result<()> 
     }
 }
 
-/// Sets a bound only where the one in force is too long, so that an ordinary request costs no setsockopt. A bound
-/// that is too short wakes the driver early, which re-arms it then.
+/// Sets the time limit of a call only if the present limit is too long: an ordinary request then needs no setsockopt. If
+/// the present limit is too short, the call returns early, and the limit is set then.
 fn arm(armed: &mut Option<Duration>, left: Duration, set: impl FnOnce(Duration) -> io::Result<()>) -> io::Result<()> {
     let left = left.max(Duration::from_millis(1));
     if armed.is_none_or(|bound| bound > left + left / 64 + Duration::from_millis(1)) {

@@ -1,81 +1,80 @@
 //! The options that mean the same in every server.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 
 use clap::Args;
 
 use crate::report::Failed;
 
-/// The book's port: UNP and every ancestor of these servers use it.
+/// The port that UNP, chapter 30, and csdesign use.
 pub const PORT: u16 = 2000;
 /// Workers of a pool.
 pub const WORKERS: u16 = 8;
-/// Longest answer, in bytes, that a client may ask for.
+/// Longest answer that a client may request, in bytes.
 pub const MAX_REQUEST: u32 = 1 << 20;
 /// Milliseconds from the first byte of a request line to its newline.
 pub const LINE_TIMEOUT_MS: u64 = 10_000;
-/// Milliseconds a client may wait before the first byte of its next request.
+/// Milliseconds until the first byte of the next request.
 pub const IDLE_TIMEOUT_MS: u64 = 60_000;
-/// Milliseconds without progress while an answer is being sent.
+/// Milliseconds without progress while an answer is sent.
 pub const WRITE_TIMEOUT_MS: u64 = 30_000;
-/// Milliseconds that conversations get to finish after SIGTERM or SIGINT.
+/// Milliseconds that open connections may take to finish after SIGTERM or SIGINT.
 pub const GRACE_MS: u64 = 5_000;
 
 /// Where to listen.
 #[derive(Args, Clone, Debug)]
 pub struct Listen {
-    /// Address to listen on
-    #[arg(short = 'i', long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_parser = host, value_name = "ADDR")]
+    /// Address or host name to listen on
+    #[arg(short = 'i', long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_parser = host, value_name = "HOST")]
     pub host: IpAddr,
-    /// Port to listen on; 0 lets the kernel choose a free one
+    /// Port to listen on; 0 lets the kernel choose a free port
     #[arg(short, long, default_value_t = PORT)]
     pub port: u16,
-    /// Permit an address that other machines can reach
+    /// Allow listening on a non-loopback address
     #[arg(long)]
     pub allow_remote: bool,
 }
 
 impl Listen {
-    /// The socket address asked for.
+    /// The address of the listening socket.
     ///
     /// # Errors
-    /// An address off loopback without `--allow-remote`: these servers know no password.
+    /// The address is not a loopback address, and `--allow-remote` is missing: these servers have no authentication.
     pub fn addr(&self) -> Result<SocketAddr, Failed> {
+        let addr = SocketAddr::new(self.host, self.port);
         if self.host.is_loopback() || self.allow_remote {
-            Ok(SocketAddr::new(self.host, self.port))
-        } else {
-            Err(Failed::new(format!(
-                "bind {}: other machines can reach this address; say --allow-remote if that is meant",
-                SocketAddr::new(self.host, self.port)
-            )))
+            return Ok(addr);
         }
+        Err(Failed::new(format!(
+            "bind {addr}: refusing to listen on a non-loopback address; add --allow-remote to allow it"
+        )))
     }
 }
 
-/// How many serve at once.
+/// The size of a pool.
 #[derive(Args, Clone, Debug)]
 pub struct Pool {
-    /// Workers, made before the first client comes
+    /// Workers that are started before the first client connects
     #[arg(short = 'n', long, default_value_t = WORKERS, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub workers: u16,
 }
 
-/// The limits of one conversation. All times are milliseconds, at least 1.
+/// The limits of one session. All times are in milliseconds, at least 1.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Limits {
-    /// Longest answer a client may ask for, in bytes
+    /// Longest answer that a client may request, in bytes
     #[arg(long, default_value_t = MAX_REQUEST, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
     pub max_request: u32,
-    /// Time from the first byte of a request line to its newline
+    /// Timeout from the first byte of a request line to its newline
     #[arg(long, default_value_t = LINE_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
     pub line_timeout: u64,
-    /// Time a client may stay silent between requests
+    /// Timeout for the first byte of the next request
     #[arg(long, default_value_t = IDLE_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
     pub idle_timeout: u64,
-    /// Time without progress while an answer is being sent
+    /// Timeout without progress while an answer is sent
     #[arg(long, default_value_t = WRITE_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
     pub write_timeout: u64,
-    /// Time that conversations get to finish after SIGTERM or SIGINT
+    /// Shutdown timeout: how long open connections may take to finish after SIGTERM or SIGINT
     #[arg(long, default_value_t = GRACE_MS, value_name = "MS", value_parser = ms())]
     pub grace: u64,
 }
@@ -92,16 +91,23 @@ impl Default for Limits {
     }
 }
 
-/// One millisecond to one day: never "for ever", never a deadline that overflows.
+/// One millisecond to one day. No timeout is infinite, and no deadline overflows.
 fn ms() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..=86_400_000)
 }
 
+/// An IP address, or a host name that is resolved now. `localhost` is 127.0.0.1, whatever order /etc/hosts has.
 fn host(text: &str) -> Result<IpAddr, String> {
-    match text {
-        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        _ => text.parse().map_err(|_| "an IP address, such as 127.0.0.1 or ::1, or localhost".into()),
+    if text == "localhost" {
+        return Ok(IpAddr::V4(Ipv4Addr::LOCALHOST));
     }
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let next_step = "use an address such as 127.0.0.1 or ::1, or a name from /etc/hosts";
+    let mut addresses =
+        (text, 0).to_socket_addrs().map_err(|e| format!("cannot resolve the host name: {e}; {next_step}"))?;
+    addresses.next().map(|addr| addr.ip()).ok_or_else(|| format!("the host name has no address; {next_step}"))
 }
 
 #[cfg(test)]
@@ -124,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_the_books() {
+    fn defaults_are_those_of_unp() {
         let cli = parse(&[]).unwrap();
         assert_eq!(cli.listen.addr().unwrap().to_string(), "127.0.0.1:2000");
         assert_eq!(cli.limits.max_request, 1_048_576);
@@ -133,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn remote_addresses_need_a_word() {
+    fn remote_address_without_allow_remote_is_refused() {
         for host in ["0.0.0.0", "::", "192.0.2.1"] {
             let error = parse(&["-i", host]).unwrap().listen.addr().unwrap_err();
             assert!(format!("{error:?}").contains("--allow-remote"), "{error:?}");
@@ -142,10 +148,10 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_at_the_boundary() {
+    fn invalid_options_are_refused() {
         for bad in [
-            &["-i", "no.such.host"][..],
-            &["-i", ""],
+            &["-i", ""][..],
+            &["-i", "no such host"],
             &["-p", "65536"],
             &["-p", "-1"],
             &["--max-request", "0"],
@@ -170,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn every_limit_is_printed_by_help() {
+    fn help_prints_every_default() {
         use clap::CommandFactory;
         let help = Cli::command().render_long_help().to_string();
         for default in ["1048576", "10000", "60000", "30000", "5000", "2000", "127.0.0.1"] {

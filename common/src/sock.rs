@@ -1,7 +1,7 @@
-//! The listener, what to do when accept fails, and how to turn a client away.
+//! The listener, what to do when accept fails, and how to reject a client.
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,15 +10,15 @@ use socket2::{Domain, Socket, Type};
 
 use crate::blocking::drive;
 use crate::cli::{Limits, Listen};
-use crate::report::{self, Failed, Log};
-use crate::service::{Conn, Refusal, Stream};
+use crate::report::{Failed, Log};
+use crate::service::{Conn, Rejection, Stream};
 
-/// First pause after an accept that failed for want of resources; each further one is twice as long ...
+/// The first pause after accept failed because a resource is missing. Each further pause is twice as long ...
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(5);
-/// ... up to this.
+/// ... up to this one.
 pub const BACKOFF_MOST: Duration = Duration::from_secs(1);
 
-/// Makes the listening socket and prints the ready line. server00-iterative spells these calls out.
+/// Makes the listening socket. server00-iterative shows these calls one by one.
 ///
 /// # Errors
 /// One line that names the call, the address and the errno.
@@ -27,34 +27,47 @@ pub fn listen(at: &Listen, backlog: i32) -> Result<Socket, Failed> {
     let listener = Socket::new(Domain::for_address(addr), Type::STREAM, None).context("socket")?;
     listener.set_reuse_address(true).context("setsockopt SO_REUSEADDR")?;
     listener.set_tcp_nodelay(true).context("setsockopt TCP_NODELAY")?;
-    listener.bind(&addr.into()).with_context(|| format!("bind {addr}"))?;
+    listener.bind(&addr.into()).map_err(|e| bind_failed(addr, &e))?;
     listener.listen(backlog).with_context(|| format!("listen {addr}"))?;
-    report::ready(&listener);
     Ok(listener)
 }
 
-/// Neither done nor broken: not ready, out of time, or interrupted by a signal. Ask again.
+/// The message for a failed bind: the address, the errno and the next step.
+pub fn bind_failed(addr: SocketAddr, error: &io::Error) -> Failed {
+    let port = addr.port();
+    let next_step = match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => {
+            format!(" Is another server running? See `ss -ltnp 'sport = :{port}'`, or choose another port with -p.")
+        }
+        Some(libc::EACCES) => " Ports below 1024 need CAP_NET_BIND_SERVICE. Choose another port with -p.".to_owned(),
+        Some(libc::EADDRNOTAVAIL) => " `ip address` lists the addresses of this machine.".to_owned(),
+        _ => String::new(),
+    };
+    Failed::new(format!("bind {addr}: {error}.{next_step}"))
+}
+
+/// True if the call has not failed: it has to be repeated when the descriptor is ready, or after a signal.
 pub fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// What an acceptor does after accept failed.
+/// What a server does after accept failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// That one connection is lost, or another process took it: accept again.
+pub enum AcceptError {
+    /// This one connection is lost, or another process has accepted it: call accept again.
     Next,
-    /// The machine or the process is out of something. The connection stays in the queue, so accepting again at once
-    /// would spin: pause first.
+    /// The process or the machine is out of a resource. The connection stays in the backlog, so that the next accept would
+    /// fail at once: pause first.
     Backoff,
-    /// The listener is not a listener any more, and never will be.
+    /// The listener can no longer be used.
     Fatal,
 }
 
-/// Judges the errno of a failed accept. EINTR is not judged here: that arm is part of every lesson.
+/// Maps the errno of a failed accept to the server's reaction. EINTR is not among them: each example handles it itself.
 ///
-/// Linux hands errors that are already pending on the new connection out through accept (accept(2), "Error
-/// handling"), so all of those mean *next*.
-pub fn accept_failed(errno: i32) -> Verdict {
+/// Linux returns errors that are already pending on the new connection from accept (accept(2), "Error handling"). All of
+/// these mean [`AcceptError::Next`].
+pub fn accept_failed(errno: i32) -> AcceptError {
     match errno {
         libc::ECONNABORTED
         | libc::EPROTO
@@ -68,16 +81,16 @@ pub fn accept_failed(errno: i32) -> Verdict {
         | libc::EOPNOTSUPP
         | libc::ETIMEDOUT
         | libc::ENOSPC
-        | libc::EAGAIN => Verdict::Next,
-        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Verdict::Backoff,
-        _ => Verdict::Fatal,
+        | libc::EAGAIN => AcceptError::Next,
+        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => AcceptError::Backoff,
+        _ => AcceptError::Fatal,
     }
 }
 
-/// The pauses of an acceptor that is out of descriptors or memory: 5 ms, doubling to 1 s. After two seconds without a
+/// The pauses of a server that is out of descriptors or memory: 5 ms, doubling to 1 s. After two seconds without a
 /// pause the next one is 5 ms again.
 ///
-/// A blocking acceptor calls [`accept_failed`](Self::accept_failed), which sleeps. A task sleeps for the duration that
+/// A blocking server calls [`sleep`](Self::sleep). A task sleeps for the duration that
 /// [`pause`](Self::pause) returns. An event loop calls `pause` too, does not watch its listener while
 /// [`until`](Self::until) returns a time, and calls [`expire`](Self::expire) after each wait.
 #[derive(Debug)]
@@ -97,20 +110,20 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// Logs a failed accept and returns how long to wait before the next accept: zero if it may succeed at once. EAGAIN
+    /// Logs a failed call and returns how long to wait before the next one: zero if it may succeed at once. EAGAIN
     /// and EINTR are no failures.
     ///
     /// # Errors
     /// The listener can no longer be used.
-    pub fn pause(&mut self, error: &io::Error, log: &Log) -> Result<Duration, Failed> {
+    pub fn pause(&mut self, call: &str, error: &io::Error, log: &Log) -> Result<Duration, Failed> {
         if is_transient(error) {
             return Ok(Duration::ZERO);
         }
-        log.repeated("WARN", &format!("accept: {error}"));
+        log.repeated("WARN", &format!("{call}: {error}"));
         match accept_failed(error.raw_os_error().unwrap_or_default()) {
-            Verdict::Next => Ok(Duration::ZERO),
-            Verdict::Backoff => Ok(self.start(Instant::now())),
-            Verdict::Fatal => Err(Failed::new(format!("accept: {error}"))),
+            AcceptError::Next => Ok(Duration::ZERO),
+            AcceptError::Backoff => Ok(self.start(Instant::now())),
+            AcceptError::Fatal => Err(Failed::new(format!("{call}: {error}"))),
         }
     }
 
@@ -130,12 +143,12 @@ impl Backoff {
         self.until = None;
     }
 
-    /// What a blocking acceptor does after a failed accept: it sleeps for the [`pause`](Self::pause).
+    /// What a blocking server does after a failed call: it sleeps for the [`pause`](Self::pause).
     ///
     /// # Errors
     /// The listener can no longer be used.
-    pub fn accept_failed(&mut self, error: &io::Error, log: &Log) -> Result<(), Failed> {
-        thread::sleep(self.pause(error, log)?);
+    pub fn sleep(&mut self, call: &str, error: &io::Error, log: &Log) -> Result<(), Failed> {
+        thread::sleep(self.pause(call, error, log)?);
         Ok(())
     }
 
@@ -149,14 +162,13 @@ impl Backoff {
     }
 }
 
-/// Turns a client away: one `ERR` line, then a lingering close, since closing on unread bytes would send a reset
-/// that can overtake the line. Blocks for at most the linger and the time the line takes: call it where that is no
-/// harm to others.
+/// Rejects a client: sends one `ERR` line and a FIN, and reads until the client closes. A close with unread bytes would
+/// send a RST, and the client could lose the line. Blocks for at most the write timeout and [`LINGER`](crate::service::LINGER).
 ///
 /// # Errors
-/// Always, in the end: [`Conn::result`] of the refusal, or what the kernel said of the connection.
-pub fn refuse(conn: &mut Socket, why: Refusal, limits: &Limits) -> io::Result<()> {
-    drive(conn, Conn::refused(why, limits, Instant::now()))
+/// Always: [`Conn::result`] of the rejection, or the error of the connection.
+pub fn reject(conn: &mut Socket, why: Rejection, limits: &Limits) -> io::Result<()> {
+    drive(conn, Conn::rejected(why, limits, Instant::now()))
 }
 
 impl Stream for Socket {
@@ -177,16 +189,16 @@ impl Stream for Socket {
 mod tests {
     use super::*;
 
-    macro_rules! verdicts {
+    macro_rules! accept_errors {
         ($($name:ident: $errno:ident => $verdict:ident;)*) => {
             $(#[test]
             fn $name() {
-                assert_eq!(accept_failed(libc::$errno), Verdict::$verdict);
+                assert_eq!(accept_failed(libc::$errno), AcceptError::$verdict);
             })*
         };
     }
 
-    verdicts! {
+    accept_errors! {
         econnaborted: ECONNABORTED => Next;
         eproto: EPROTO => Next;
         eperm: EPERM => Next;
@@ -228,17 +240,17 @@ mod tests {
         let log = Log::default();
         let mut backoff = Backoff::default();
         let out_of_descriptors = io::Error::from_raw_os_error(libc::EMFILE);
-        assert_eq!(backoff.pause(&io::ErrorKind::WouldBlock.into(), &log).unwrap(), Duration::ZERO);
+        assert_eq!(backoff.pause("accept", &io::ErrorKind::WouldBlock.into(), &log).unwrap(), Duration::ZERO);
         assert_eq!(backoff.until(), None);
-        assert_eq!(backoff.pause(&out_of_descriptors, &log).unwrap(), BACKOFF_FIRST);
+        assert_eq!(backoff.pause("accept", &out_of_descriptors, &log).unwrap(), BACKOFF_FIRST);
         let end = backoff.until().unwrap();
         backoff.expire(end - Duration::from_millis(1));
         assert_eq!(backoff.until(), Some(end));
         backoff.expire(end);
         assert_eq!(backoff.until(), None);
-        assert!(backoff.pause(&out_of_descriptors, &log).unwrap() > BACKOFF_FIRST);
+        assert!(backoff.pause("accept", &out_of_descriptors, &log).unwrap() > BACKOFF_FIRST);
         backoff.end();
         assert_eq!(backoff.until(), None);
-        assert!(backoff.pause(&io::Error::from_raw_os_error(libc::EBADF), &log).is_err());
+        assert!(backoff.pause("accept", &io::Error::from_raw_os_error(libc::EBADF), &log).is_err());
     }
 }

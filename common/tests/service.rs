@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::cli::Limits;
 use common::service::{
-    BLOCK, Conn, LINE_MAX, LINGER, LINGER_BYTES, Next, PATTERN, Refusal, Stream, parse_request, serve,
+    BLOCK, Conn, LINE_MAX, LINGER, LINGER_BYTES, Next, PATTERN, Rejection, Stream, parse_request, serve,
 };
 use proptest::prelude::*;
 
@@ -33,7 +33,7 @@ fn converse(input: &[u8], chunks: &[usize], most: usize, limits: &Limits) -> Vec
                 answer.extend_from_slice(&conn.pending()[..n]);
                 conn.consume(n, now);
             }
-            Next::HangUp => conn.hung_up(now),
+            Next::ShutdownWrite => conn.write_shut_down(now),
             Next::Close => return answer,
         }
         assert!(conn.deadline() <= now + Duration::from_secs(86_400 * 2));
@@ -107,7 +107,7 @@ proptest! {
                 0 => conn.feed(&[n; 40], now),
                 1 => conn.feed(b"77\n", now),
                 2 => conn.consume(usize::from(n), now),
-                3 => conn.hung_up(now),
+                3 => conn.write_shut_down(now),
                 4 => conn.expire(now),
                 _ => if n > 250 { conn.eof() },
             }
@@ -130,9 +130,9 @@ fn the_pattern_says_where_a_byte_belongs() {
 #[test]
 fn at_the_limit_and_one_beyond() {
     assert_eq!(parse_request(b"1048576", 1 << 20), Ok(1 << 20));
-    assert_eq!(parse_request(b"1048577", 1 << 20), Err(Refusal::OutOfRange));
+    assert_eq!(parse_request(b"1048577", 1 << 20), Err(Rejection::OutOfRange));
     assert_eq!(parse_request(b"0000000005", 5), Ok(5));
-    assert_eq!(parse_request(b"00000000005", 5), Err(Refusal::NotANumber));
+    assert_eq!(parse_request(b"00000000005", 5), Err(Rejection::NotANumber));
     let line_of = |n: usize| [vec![b'9'; n], b"\n".to_vec()].concat();
     let limits = Limits::default();
     assert_eq!(converse(&line_of(LINE_MAX - 1), &[1], 9, &limits), b"ERR number expected\n");
@@ -160,8 +160,8 @@ fn a_line_has_an_absolute_deadline() {
     conn.expire(start + ms(1000));
     assert_eq!(conn.pending(), b"ERR timeout\n");
     conn.consume(100, start + ms(1000));
-    assert_eq!(conn.next(), Next::HangUp);
-    conn.hung_up(start + ms(1000));
+    assert_eq!(conn.next(), Next::ShutdownWrite);
+    conn.write_shut_down(start + ms(1000));
     assert_eq!((conn.next(), conn.deadline()), (Next::Read, start + ms(1000) + LINGER));
     conn.expire(start + ms(2000));
     assert_eq!(conn.next(), Next::Close);
@@ -210,10 +210,10 @@ fn a_stalled_or_slow_reader_is_cut_off() {
 #[test]
 fn the_linger_reads_a_bounded_amount() {
     let now = Instant::now();
-    let mut conn = Conn::refused(Refusal::Busy, &limits(), now);
+    let mut conn = Conn::rejected(Rejection::Busy, &limits(), now);
     assert_eq!(conn.pending(), b"ERR busy\n");
     conn.consume(9, now);
-    conn.hung_up(now);
+    conn.write_shut_down(now);
     for _ in 0..LINGER_BYTES / 1024 {
         assert_eq!(conn.next(), Next::Read);
         conn.feed(&[b'5'; 1024], now);

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use common::report::Failed;
-use common::service::{Conn, Next, Refusal};
+use common::service::{Conn, Next, Rejection};
 use common::sock::Backoff;
 use slab::Slab;
 use socket2::{SockAddr, SockRef};
@@ -27,8 +27,6 @@ use crate::{Server, Signals};
 pub const SIGNALS: usize = usize::MAX;
 /// The key of the listener. No client has this key.
 pub const LISTENER: usize = usize::MAX - 1;
-/// Rejected connections at once, beyond the limit, each with its `ERR busy`. Further clients stay in the backlog.
-const REFUSED_AT_ONCE: usize = 24;
 /// The deadlines of all clients are checked at most once in this interval: a check after each event would cost as much as
 /// poll.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -50,7 +48,7 @@ pub struct Client<S> {
     /// The session: what it has received, and what it has to send.
     pub service: Conn,
     peer: Option<SockAddr>,
-    is_refused: bool,
+    is_rejected: bool,
     is_blocked: bool,
 }
 
@@ -81,7 +79,7 @@ pub struct Clients<'a, S> {
     max_conns: usize,
     server: &'a Server,
     /// How many of the clients are rejected connections.
-    refused: usize,
+    rejected: usize,
     backoff: Backoff,
     /// The end of the shutdown timeout, after the first signal.
     stop_at: Option<Instant>,
@@ -97,7 +95,7 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
             table: Slab::new(),
             max_conns,
             server,
-            refused: 0,
+            rejected: 0,
             backoff: Backoff::default(),
             stop_at: None,
             next_deadline: None,
@@ -105,10 +103,10 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
         }
     }
 
-    /// True if the listener has to be watched: the table has room, accept is not paused, and no signal has arrived.
-    /// Otherwise new clients stay in the backlog.
+    /// True if the listener has to be watched: accept is not paused, and no signal has arrived. Otherwise new clients stay
+    /// in the backlog. Over the limit of clients the loop still accepts, and rejects the client.
     pub fn accepting(&self) -> bool {
-        self.table.len() < self.max_conns + REFUSED_AT_ONCE && self.backoff.until().is_none() && self.stop_at.is_none()
+        self.backoff.until().is_none() && self.stop_at.is_none()
     }
 
     /// Logs a failed accept. If the process is out of descriptors or memory, it also pauses accept: the client stays in the
@@ -117,7 +115,7 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
     /// # Errors
     /// The listener can no longer be used.
     pub fn accept_failed(&mut self, error: &io::Error) -> Result<(), Failed> {
-        self.backoff.pause(error, &self.server.log)?;
+        self.backoff.pause("accept", error, &self.server.log)?;
         Ok(())
     }
 
@@ -140,11 +138,11 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
         if client.is_blocked || matches!(&outcome, Err(e) if e.kind() == ErrorKind::Interrupted) {
             outcome = Ok(());
         }
-        if client.service.next() == Next::HangUp {
+        if client.service.next() == Next::ShutdownWrite {
             // The error line is sent. close with unread bytes would send a RST, and the client could lose the line. So send
             // a FIN, and read on until end of file.
             let _ = SockRef::from(&client.conn).shutdown(Shutdown::Write);
-            client.service.hung_up(now);
+            client.service.write_shut_down(now);
         }
         match outcome.is_err() || client.service.next() == Next::Close {
             true => self.close(key, outcome),
@@ -154,7 +152,7 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
 
     fn close(&mut self, key: usize, outcome: io::Result<()>) {
         let client = self.table.remove(key); // the end of this function closes the descriptor
-        self.refused -= usize::from(client.is_refused);
+        self.rejected -= usize::from(client.is_rejected);
         self.backoff.end(); // a descriptor is free: the next accept may succeed
         let outcome = outcome.and_then(|()| client.service.result());
         client.peer.inspect(|peer| self.server.log.client(peer, &outcome));
@@ -162,7 +160,11 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
 
     /// How long the loop may sleep, in milliseconds: until the next deadline. None: without a limit.
     pub fn timeout_ms(&self) -> Option<u16> {
-        let now = Instant::now();
+        self.timeout_ms_at(Instant::now())
+    }
+
+    /// [`timeout_ms`](Self::timeout_ms) at a given time.
+    pub fn timeout_ms_at(&self, now: Instant) -> Option<u16> {
         let check = self.next_deadline.map(|at| at.max(self.checked_at + INTERVAL));
         let first = check.into_iter().chain(self.backoff.until()).chain(self.stop_at).min()?;
         // Rounded up: a loop that wakes just before the deadline has nothing to do.
@@ -175,7 +177,7 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
         self.backoff.expire(now);
         if self.stop_at.is_some_and(|end| now >= end) {
             self.table.clear();
-            self.refused = 0;
+            self.rejected = 0;
         }
         if self.next_deadline.is_none_or(|at| now < at.max(self.checked_at + INTERVAL)) {
             return Vec::new();
@@ -216,24 +218,24 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
 
     /// How many clients are served: all but the rejected connections.
     pub fn served(&self) -> usize {
-        self.table.len() - self.refused
+        self.table.len() - self.rejected
     }
 
     /// Adds an accepted connection. Over the limit the client is rejected with `ERR busy`.
     pub fn insert(&mut self, conn: S, peer: Option<SockAddr>, now: Instant) {
         match self.served() < self.max_conns {
             true => self.add(conn, peer, Conn::new(&self.server.limits, now), now),
-            false => self.refuse(conn, peer, now),
+            false => self.reject(conn, peer, now),
         }
     }
 
     /// Adds a connection that is rejected: sends `ERR busy`, and keeps the connection until the client has closed it.
-    pub fn refuse(&mut self, mut conn: S, peer: Option<SockAddr>, now: Instant) {
-        let mut service = Conn::refused(Refusal::Busy, &self.server.limits, now);
+    pub fn reject(&mut self, mut conn: S, peer: Option<SockAddr>, now: Instant) {
+        let mut service = Conn::rejected(Rejection::Busy, &self.server.limits, now);
         if let Ok(n) = conn.write(service.pending()) {
             service.consume(n, now); // the whole line: the send buffer of a new connection is empty
         }
-        self.refused += 1;
+        self.rejected += 1;
         self.add(conn, peer, service, now);
     }
 
@@ -241,8 +243,8 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
         if self.stop_at.is_some() {
             let _ = SockRef::from(&conn).shutdown(Shutdown::Read); // accepted just before the signal
         }
-        let is_refused = service.next() != Next::Read;
-        let key = self.table.insert(Client { conn, service, peer, is_refused, is_blocked: false });
+        let is_rejected = service.next() != Next::Read;
+        let key = self.table.insert(Client { conn, service, peer, is_rejected, is_blocked: false });
         self.serve(key, now, |_, _| Ok(()));
     }
 }

@@ -8,7 +8,7 @@
 //! | one process per client | [`shutdown`], [`Children`] |
 //! | a pool of processes | [`shutdown`], [`Supervisor`] |
 //! | threads | [`shutdown`], [`Semaphore`] |
-//! | an event loop | [`clients`], [`Signals`], [`MaxConns`] |
+//! | an event loop | [`clients`], [`Signals`] |
 //!
 //! The system calls of the lessons are not made here: fork, accept, read, write, select, poll, epoll, io_uring, sendmsg
 //! and thread creation stay in the examples.
@@ -16,7 +16,6 @@
 
 mod children;
 pub mod clients;
-mod descriptors;
 mod permits;
 mod server;
 pub mod shutdown;
@@ -24,7 +23,6 @@ mod signals;
 mod supervisor;
 
 pub use children::{Children, begin_child, die_with_parent, end_child};
-pub use descriptors::{MaxConns, limit_descriptors};
 pub use permits::{Permit, Semaphore};
 pub use server::{BACKLOG, Server};
 pub use signals::{Signals, on_signal};

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use clap::Args;
 use common::cli::{Limits, Listen};
 use common::report::{Failed, Log};
-use common::service::Refusal;
+use common::service::Rejection;
 use common::sock::{self, Backoff};
 use nix::errno::Errno;
 use socket2::{SockAddr, Socket};
@@ -37,7 +37,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Makes the listening socket and prints the ready line. server00-iterative shows these calls one by one.
+    /// Makes the listening socket. server00-iterative shows these calls one by one.
     ///
     /// # Errors
     /// One line that names the call, the address and the errno.
@@ -54,7 +54,18 @@ impl Server {
         if shutdown::requested() {
             return Ok(()); // the shutdown made accept fail
         }
-        BACKOFF.with_borrow_mut(|backoff| backoff.accept_failed(error, &self.log)).inspect_err(|_| shutdown::request())
+        BACKOFF
+            .with_borrow_mut(|backoff| backoff.sleep("accept", error, &self.log))
+            .inspect_err(|_| shutdown::request())
+    }
+
+    /// What an event loop does if the call that waits (select, poll, epoll_wait, io_uring_enter) has failed: nothing after
+    /// EINTR; if the kernel is out of memory, it logs the error and sleeps for a while.
+    ///
+    /// # Errors
+    /// Any other error: the call would fail again.
+    pub fn wait_failed(&self, call: &str, errno: Errno) -> Result<(), Failed> {
+        BACKOFF.with_borrow_mut(|backoff| backoff.sleep(call, &errno.into(), &self.log))
     }
 
     /// Serves one client until its session ends, and logs the result. A shutdown ends the reading. A panic ends this
@@ -67,9 +78,9 @@ impl Server {
         }
     }
 
-    /// Rejects a client with `ERR busy`, because the kernel refused `call` and no process can serve the client.
-    pub fn refuse(&self, conn: &mut Socket, call: &str, errno: Errno) {
+    /// Rejects a client with `ERR busy`, because the kernel rejected `call` and no process can serve the client.
+    pub fn reject(&self, conn: &mut Socket, call: &str, errno: Errno) {
         self.log.repeated("WARN", &format!("{call}: {errno}"));
-        let _ = sock::refuse(conn, Refusal::Busy, &self.limits);
+        let _ = sock::reject(conn, Rejection::Busy, &self.limits);
     }
 }

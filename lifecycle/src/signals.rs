@@ -21,6 +21,22 @@ pub fn on_signal(signal: Signal, handler: extern "C" fn(libc::c_int)) -> Result<
     Ok(())
 }
 
+/// Sets what exec may have handed down wrongly: a process inherits ignored signals, signal(7).
+///
+/// If SIGCHLD is ignored, the kernel reaps the children and waitpid fails with ECHILD. SIGPIPE and SIGXFSZ end a process
+/// that writes to a closed connection, or to a log file at its size limit: ignored, the write fails with an error instead.
+pub(crate) fn reset_inherited() {
+    for (signal, handler) in [
+        (Signal::SIGCHLD, SigHandler::SigDfl),
+        (Signal::SIGPIPE, SigHandler::SigIgn),
+        (Signal::SIGXFSZ, SigHandler::SigIgn),
+    ] {
+        let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+        // SAFETY: the default action and "ignore" run no code in this process.
+        let _ = unsafe { sigaction(signal, &action) };
+    }
+}
+
 /// Blocked signals as a descriptor that is readable while a signal is pending, signalfd(2).
 #[derive(Debug)]
 pub struct Signals(SignalFd);
@@ -40,6 +56,7 @@ impl Signals {
     /// # Errors
     /// One line that names the call and the errno.
     pub fn of(signals: &[Signal]) -> Result<Self, Failed> {
+        reset_inherited();
         let signals = SigSet::from_iter(signals.iter().copied());
         signals.thread_block().context("sigprocmask")?;
         Ok(Signals(SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?))

@@ -12,6 +12,7 @@ use std::io::ErrorKind::Interrupted;
 use anyhow::Context;
 use clap::Parser;
 use common::report::{self, Failed};
+use common::sock::bind_failed;
 use lifecycle::{BACKLOG, Server, shutdown};
 use socket2::{Domain, Socket, Type};
 
@@ -32,7 +33,7 @@ fn main() -> Result<(), Failed> {
     listener.set_reuse_address(true).context("setsockopt SO_REUSEADDR")?;
     // Accepted sockets inherit it. Two answers in a row would otherwise wait for the client's delayed ACK.
     listener.set_tcp_nodelay(true).context("setsockopt TCP_NODELAY")?;
-    listener.bind(&addr.into()).with_context(|| format!("bind {addr}"))?;
+    listener.bind(&addr.into()).map_err(|e| bind_failed(addr, &e))?;
     // From here on the kernel completes handshakes and queues them, whether or not anybody calls accept.
     listener.listen(BACKLOG).with_context(|| format!("listen {addr}"))?;
     shutdown::register(&listener);

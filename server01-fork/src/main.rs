@@ -10,7 +10,7 @@
 use std::io::ErrorKind::Interrupted;
 
 use clap::Parser;
-use common::report::Failed;
+use common::report::{self, Failed};
 use lifecycle::{Children, Server, begin_child, on_signal, shutdown};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -37,6 +37,7 @@ fn main() -> Result<(), Failed> {
     shutdown::register(&listener);
 
     let mut children = Children::default();
+    report::ready(&listener);
     while !shutdown::requested() {
         // At the limit: the next clients wait in the listener's backlog until a child ends.
         children.wait_below(max_conns);
@@ -53,7 +54,7 @@ fn main() -> Result<(), Failed> {
         match unsafe { fork() } {
             Ok(ForkResult::Child) => child(listener, conn, &peer, &server),
             Ok(ForkResult::Parent { child }) => children.add(child),
-            Err(e) => server.refuse(&mut conn, "fork", e),
+            Err(e) => server.reject(&mut conn, "fork", e),
         }
         // The client sees the end of the stream only when the last copy is closed: this one must not stay open.
         drop(conn);

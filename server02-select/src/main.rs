@@ -13,9 +13,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use common::report::Failed;
+use common::report::{self, Failed};
 use lifecycle::clients::{Client, Clients, Interest, LISTENER, SIGNALS};
-use lifecycle::{MaxConns, Server, Signals};
+use common::descriptors::MaxConns;
+use lifecycle::{Server, Signals};
 use nix::errno::Errno;
 use nix::sys::select::{FD_SETSIZE, FdSet, select};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -41,6 +42,7 @@ fn main() -> Result<(), Failed> {
     listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
 
     let mut clients = Clients::new(max_conns, &args.server);
+    report::ready(&listener);
     while !clients.is_done() {
         // The interest sets are made anew each round: select overwrites them with who is ready.
         let (mut readable, mut writable) = (FdSet::new(), FdSet::new());

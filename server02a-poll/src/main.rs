@@ -13,9 +13,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use common::report::Failed;
+use common::report::{self, Failed};
 use lifecycle::clients::{Client, Clients, Interest, LISTENER, SIGNALS};
-use lifecycle::{MaxConns, Server, Signals};
+use common::descriptors::MaxConns;
+use lifecycle::{Server, Signals};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
@@ -38,6 +39,7 @@ fn main() -> Result<(), Failed> {
     listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
 
     let mut clients = Clients::new(max_conns, &args.server);
+    report::ready(&listener);
     while !clients.is_done() {
         // An entry for each descriptor, whatever its number. poll does not overwrite the interest, so that C keeps the array
         // from round to round; here its entries borrow, and it is made anew.

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
-use common::report::Failed;
+use common::report::{self, Failed};
 use lifecycle::clients::{Client, Clients, Interest, LISTENER, SIGNALS};
-use lifecycle::{MaxConns, Server, Signals};
+use common::descriptors::MaxConns;
+use lifecycle::{Server, Signals};
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Poll, Registry, Token};
@@ -53,6 +54,7 @@ fn main() -> Result<(), Failed> {
 
     let mut clients = Clients::new(max_conns, &args.server);
     let mut events = Events::with_capacity(MAX_EVENTS);
+    report::ready(&listener);
     while !clients.is_done() {
         let timeout = if unfinished.is_empty() { clients.timeout_ms() } else { Some(0) };
         match poll.poll(&mut events, timeout.map(|ms| Duration::from_millis(ms.into()))) {

@@ -41,6 +41,7 @@ fn main() -> Result<(), Failed> {
                 Err(e) => pool.failed("fork", e),
             }
         }
+        pool.ready(&listener);
         // The parent accepts nobody. It sleeps until a child ends and has to be replaced.
         pool.sleep(&mut []);
     }

@@ -96,6 +96,7 @@ fn main() -> Result<(), Failed> {
                 Err(e) => pool.failed("fork", e),
             }
         }
+        pool.ready(&listener);
         // The parent accepts no client. It sleeps until a worker ends and has to be replaced.
         pool.sleep(&mut []);
         if REPORTS.swap(0, SeqCst) > 0 {

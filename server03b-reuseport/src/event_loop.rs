@@ -124,7 +124,7 @@ fn accept(
         crew.me.held.store(clients.served() as u64, SeqCst);
         match accepted {
             Ok((conn, peer)) if crew.me.admits(crew.places, crew.max_conns) => clients.insert(conn, Some(peer), now),
-            Ok((conn, peer)) => clients.refuse(conn, Some(peer), now),
+            Ok((conn, peer)) => clients.reject(conn, Some(peer), now),
             Err(e) if e.kind() == ErrorKind::WouldBlock => break,
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(e) => clients.accept_failed(&e)?,

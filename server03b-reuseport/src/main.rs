@@ -20,9 +20,10 @@ use anyhow::Context;
 use board::Place;
 use clap::Parser;
 use common::cli::Listen;
-use common::report::{self, Failed};
+use common::report::Failed;
 use event_loop::{Crew, serve_clients};
-use lifecycle::{BACKLOG, MaxConns, Server, Supervisor, die_with_parent, end_child};
+use common::descriptors::MaxConns;
+use lifecycle::{BACKLOG, Server, Supervisor, die_with_parent, end_child};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, fork};
 use socket2::{Domain, Socket, Type};
@@ -50,7 +51,6 @@ fn main() -> Result<(), Failed> {
     let placeholder = take_port(&args.server.listen)?;
     // All listeners before the ready line: from then on there is a queue for every value of the kernel's hash.
     let mut listeners = places.iter().map(|_| share_port(&placeholder)).collect::<Result<Vec<_>, _>>()?;
-    report::ready(&placeholder);
     while pool.is_running() {
         // The clients of a dead worker died with it.
         pool.of_empty_slots(places).for_each(Place::release_all);
@@ -77,6 +77,7 @@ fn main() -> Result<(), Failed> {
                 }
             }
         }
+        pool.ready(&placeholder);
         // The parent accepts no client. It sleeps until a worker ends and has to be replaced.
         pool.sleep(&mut []);
     }

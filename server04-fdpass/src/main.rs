@@ -68,6 +68,7 @@ fn main() -> Result<(), Failed> {
         if free_workers > 0 {
             fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
         }
+        pool.ready(&listener);
         pool.sleep(&mut fds);
         while matches!((&ours).read(&mut [0]), Ok(1)) {
             free_workers += 1;

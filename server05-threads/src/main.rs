@@ -5,27 +5,25 @@
 //! Prev: server04-fdpass
 //! Next: server06-prethread
 //! Diff base: server00-iterative
-//! Overload: queue (in the listener's backlog: with --max-conns threads the acceptor does not accept)
+//! Overload: queue (in the listener's backlog: at --max-conns threads the main thread stops accepting)
 
 use std::io::ErrorKind::Interrupted;
 use std::sync::Arc;
 use std::thread::Builder;
 
 use clap::Parser;
-use common::report::Failed;
-use lifecycle::{Semaphore, Server, shutdown};
-
-/// Bytes of address space; memory is what a thread touches of it, some 16 KiB. glibc keeps 40 MiB of dead threads' stacks
-/// for the next ones, with the last 16 KiB of each still in memory: of large stacks that is less than of small ones.
-const STACK: usize = 1024 * 1024;
+use common::report::{self, Failed};
+use lifecycle::{Permit, Semaphore, Server, shutdown};
+use socket2::{SockAddr, Socket};
 
 /// TCP concurrent server: one thread per client
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
     server: Server,
-    /// Clients, and so threads, at once
-    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    /// Maximum number of clients, and so of threads
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=4096))]
     max_conns: u16,
 }
 
@@ -35,14 +33,17 @@ fn main() -> Result<(), Failed> {
     let listener = server.listen()?;
     shutdown::register(&listener);
 
+    // All threads share the options and the log. The last owner frees them.
     let server = Arc::new(server);
     let permits = Semaphore::new(max_conns.into());
+    report::ready(&listener);
+
     while !shutdown::requested() {
-        // At the limit: the next clients wait in the listener's backlog until a thread ends.
+        // At the limit, sleep until a thread ends. New clients wait in the listener's backlog.
         let permit = permits.acquire();
-        let (mut conn, peer) = match listener.accept() {
+        let (conn, peer) = match listener.accept() {
             Ok(accepted) => accepted,
-            // A signal came while accept slept.
+            // A signal interrupted accept.
             Err(e) if e.kind() == Interrupted => continue,
             Err(e) => {
                 server.accept_failed(&e)?;
@@ -50,13 +51,10 @@ fn main() -> Result<(), Failed> {
             }
         };
         let shared = Arc::clone(&server);
-        let worker = move || {
-            shared.serve(&mut conn, &peer);
-            drop(conn); // close: the client sees the end of the stream
-            drop(permit);
-        };
-        // Not thread::spawn, which panics where the kernel has no thread to give. The client is closed then.
-        if let Err(e) = Builder::new().stack_size(STACK).spawn(worker) {
+        let life = move || worker(&shared, conn, &peer, permit);
+        // Builder::spawn, because thread::spawn panics if the kernel cannot create a thread. After an
+        // error the closure is dropped: the connection is closed and the permit is free again.
+        if let Err(e) = Builder::new().stack_size(STACK).spawn(life) {
             server.log.repeated("WARN", &format!("clone: {e}"));
         }
     }
@@ -64,4 +62,15 @@ fn main() -> Result<(), Failed> {
     permits.wait_for_all();
     server.log.cpu_time();
     Ok(())
+}
+
+/// Bytes of address space for each stack. The kernel provides memory only for the pages that a thread
+/// touches, about 16 KiB. glibc keeps up to 40 MiB of stacks of ended threads for new threads.
+const STACK: usize = 1024 * 1024;
+
+/// The whole life of a thread: it serves one client.
+fn worker(server: &Server, mut conn: Socket, peer: &SockAddr, permit: Permit) {
+    server.serve(&mut conn, peer);
+    drop(conn); // close: the client sees the end of the stream
+    drop(permit); // after the close: at most max_conns connections are open
 }

@@ -1,33 +1,34 @@
-//! TCP concurrent server: one acceptor, a bounded queue, and a pool of threads that serve.
+//! TCP concurrent server: one acceptor, a bounded queue, and a pool of threads.
 //!
 //! Run: cargo run -p server06a-queue
 //! Try: cargo run -p client -- -i localhost -p 2000 -c 5 -t 10 -b 1024
 //! Prev: server06-prethread
 //! Next: server07-io-uring
 //! Diff base: server06-prethread
-//! Overload: queue (--queue clients wait for a thread, the next ones in the listener's backlog)
+//! Overload: queue (--queue clients in the program, further clients in the listener's backlog)
 
 use std::collections::VecDeque;
 use std::io::ErrorKind::Interrupted;
-use std::sync::{Condvar, Mutex};
 use std::thread::{self, Builder};
 
 use anyhow::Context;
 use clap::Parser;
 use common::cli::Pool;
-use common::report::Failed;
+use common::report::{self, Failed};
 use lifecycle::{Server, shutdown};
+use parking_lot::{Condvar, Mutex};
 use socket2::{SockAddr, Socket};
 
-/// TCP concurrent server: one acceptor, a bounded queue, a pool of threads
+/// TCP concurrent server: one acceptor, a bounded queue, and a pool of threads
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
     server: Server,
     #[command(flatten)]
     pool: Pool,
-    /// Clients that may wait for a worker
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Maximum number of clients in the queue
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     queue: u16,
 }
 
@@ -38,14 +39,15 @@ fn main() -> Result<(), Failed> {
     shutdown::register(&listener);
 
     let queue = Queue { limit: queue.into(), ..Queue::default() };
-    // A scope ends when all of its threads have ended. They may borrow what is older than it.
+    // The scope ends when all of its threads have ended, so they may borrow the queue.
     thread::scope(|scope| {
         for _ in 0..pool.workers {
-            // Not Scope::spawn, which panics where the kernel has no thread to give.
+            // Builder, because Scope::spawn panics if the kernel cannot create a thread. After an
+            // error the scope still waits for the threads that exist: closing the queue ends them.
             let worker = Builder::new().spawn_scoped(scope, || worker(&queue, &server));
-            // The scope waits for those that were made, so they have to be told.
             worker.inspect_err(|_| queue.close()).context("clone")?;
         }
+        report::ready(&listener);
         let outcome = accept_loop(&listener, &queue, &server);
         queue.close();
         outcome
@@ -55,12 +57,12 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The acceptor: it serves nobody, and sleeps while the queue is full.
+/// The acceptor, the main thread: it serves no client. While the queue is full it does not accept.
 fn accept_loop(listener: &Socket, queue: &Queue, server: &Server) -> Result<(), Failed> {
     while !shutdown::requested() {
         match listener.accept() {
             Ok(client) => queue.push(client),
-            // A signal came while accept slept.
+            // A signal interrupted accept.
             Err(e) if e.kind() == Interrupted => continue,
             Err(e) => server.accept_failed(&e)?,
         }
@@ -68,7 +70,7 @@ fn accept_loop(listener: &Socket, queue: &Queue, server: &Server) -> Result<(), 
     Ok(())
 }
 
-/// A thread's whole life: one client at a time.
+/// The whole life of a thread: it serves one client at a time.
 fn worker(queue: &Queue, server: &Server) {
     while let Some((mut conn, peer)) = queue.pop() {
         server.serve(&mut conn, &peer);
@@ -76,7 +78,7 @@ fn worker(queue: &Queue, server: &Server) {
     }
 }
 
-/// A bounded queue: what it holds, a lock for it, and two conditions to wait for.
+/// A bounded queue: the state, the lock that protects it, and the two conditions that threads wait for.
 #[derive(Default)]
 struct Queue {
     limit: usize,
@@ -88,38 +90,37 @@ struct Queue {
 #[derive(Default)]
 struct State {
     clients: VecDeque<(Socket, SockAddr)>,
-    closed: bool,
+    is_closed: bool,
 }
 
-#[allow(clippy::unwrap_used)] // a lock is poisoned by a panic of who holds it, and nothing here panics
 impl Queue {
-    /// Appends a client; sleeps while there is no room.
+    /// Appends a client. Sleeps while the queue is full.
     fn push(&self, client: (Socket, SockAddr)) {
-        let mut state = self.state.lock().unwrap();
-        // A loop: a sleeper may wake without a reason, or find that another one was quicker.
+        let mut state = self.state.lock();
         while state.clients.len() == self.limit {
-            // Gives the lock away and sleeps in one step: no pop can slip in between.
-            state = self.not_full.wait(state).unwrap();
+            self.not_full.wait(&mut state);
         }
         state.clients.push_back(client);
-        // One client, one worker: the others sleep on.
+        // One client needs one worker. notify_all would wake every worker that sleeps.
         self.not_empty.notify_one();
     }
 
-    /// Takes the first client; sleeps until there is one. None: the queue is closed and empty.
+    /// Removes the first client. Sleeps while the queue is empty. None: the queue is empty and closed.
     fn pop(&self) -> Option<(Socket, SockAddr)> {
-        let mut state = self.state.lock().unwrap();
-        while state.clients.is_empty() && !state.closed {
-            state = self.not_empty.wait(state).unwrap();
+        let mut state = self.state.lock();
+        // A loop: before this thread has the lock again, another thread may have taken the client.
+        while state.clients.is_empty() && !state.is_closed {
+            // Releases the lock and sleeps in one step: a push between the two would not wake anyone.
+            self.not_empty.wait(&mut state);
         }
-        // Perhaps the acceptor waits for the place that is free now.
+        let client = state.clients.pop_front();
         self.not_full.notify_one();
-        state.clients.pop_front()
+        client
     }
 
-    /// No more will come: who sleeps in `pop` is told.
+    /// Wakes all workers: no more clients will come.
     fn close(&self) {
-        self.state.lock().unwrap().closed = true;
+        self.state.lock().is_closed = true;
         self.not_empty.notify_all();
     }
 }

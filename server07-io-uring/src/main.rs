@@ -18,11 +18,12 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use common::report::Failed;
+use common::report::{self, Failed};
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{opcode, types::CancelBuilder, types::Fd};
 use lifecycle::clients::{Client, Clients, Interest};
-use lifecycle::{MaxConns, Server, Signals};
+use common::descriptors::MaxConns;
+use lifecycle::{Server, Signals};
 use ring::{Completion, GROUP, Ring};
 use socket2::Socket;
 
@@ -63,6 +64,7 @@ fn main() -> Result<ExitCode, Failed> {
     let mut clients = Clients::new(max_conns, &args.server);
     let mut completions = Vec::new();
     let (mut watches, mut accepts) = (false, 0);
+    report::ready(&listener);
     while !clients.is_done() {
         // A request is made once for each completion that is wanted. As long as nobody can be accepted, none is.
         if !watches {

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Parser;
 use common::cli::Limits;
-use common::report::Failed;
+use common::report::{self, Failed};
 use common::service::{Conn, Next};
 use common::sock::Backoff;
-use lifecycle::{MaxConns, Server, Signals};
+use common::descriptors::MaxConns;
+use lifecycle::{Server, Signals};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd};
 use tokio::net::{TcpListener, TcpStream};
@@ -53,6 +54,7 @@ async fn run(args: &Arc<Args>, max_conns: usize, signals: Signals) -> Result<(),
     let signals = unsafe { AsyncFd::register(signals) }.context("epoll_ctl")?;
     let listener = args.server.listen()?;
     listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
+    report::ready(&listener);
     let listener = TcpListener::from_std(listener.into()).context("epoll_ctl")?;
 
     let (stop, stopping) = watch::channel(());
@@ -70,14 +72,14 @@ async fn run(args: &Arc<Args>, max_conns: usize, signals: Signals) -> Result<(),
                     });
                 }
                 // Never thread::sleep: it would take the thread from the tasks that it runs.
-                Err(e) => sleep(backoff.pause(&e, &args.server.log)?).await,
+                Err(e) => sleep(backoff.pause("accept", &e, &args.server.log)?).await,
             },
             Some(_) = tasks.join_next() => {} // what an ended task leaves behind, also one that has panicked
             _ = signals.async_io(Interest::READABLE, Signals::read) => break,
         }
     }
 
-    drop(listener); // close: new clients are refused
+    drop(listener); // close: new clients are rejected
     let _ = stop.send(());
     let all_gone = async { while tasks.join_next().await.is_some() {} };
     tokio::select! {
@@ -105,9 +107,9 @@ async fn serve(mut conn: TcpStream, limits: &Limits, mut stopping: watch::Receiv
                 Ok(n) => service.consume(n?, Instant::now()),
                 Err(_) => service.expire(Instant::now()),
             },
-            Next::HangUp => {
+            Next::ShutdownWrite => {
                 conn.shutdown().await?;
-                service.hung_up(Instant::now());
+                service.write_shut_down(Instant::now());
             }
             Next::Close => return service.result(),
         }

@@ -24,7 +24,8 @@ use chat::server::ip;
 use chat::{ClientId, Options, Slow};
 use common::report::Failed;
 use common::sock::Backoff;
-use lifecycle::{Signals, limit_descriptors};
+use common::descriptors::limit_descriptors;
+use lifecycle::Signals;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -91,7 +92,7 @@ impl Parent {
             match self.listener.accept() {
                 // The drop of `conn` closes the parent's copy: from here on it is the worker's and the hub's.
                 Ok((conn, peer)) => self.serve(&conn, ip(&peer)),
-                Err(e) => drop(self.backoff.pause(&e, &self.options.log)?),
+                Err(e) => drop(self.backoff.pause("accept", &e, &self.options.log)?),
             }
             self.wait();
         }

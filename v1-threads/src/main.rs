@@ -69,7 +69,7 @@ impl Server {
                 Ok(accepted) => accepted,
                 Err(e) => {
                     drop(room);
-                    backoff.accept_failed(&e, &self.options.log)?;
+                    backoff.sleep("accept", &e, &self.options.log)?;
                     continue;
                 }
             };

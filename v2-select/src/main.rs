@@ -19,7 +19,8 @@ use chat::server::ip;
 use chat::{ClientId, Options, Room, Slow};
 use common::report::Failed;
 use common::sock::{Backoff, is_transient};
-use lifecycle::{Signals, limit_descriptors};
+use common::descriptors::limit_descriptors;
+use lifecycle::Signals;
 use nix::errno::Errno;
 use nix::sys::select::{FD_SETSIZE, FdSet, select};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -114,7 +115,7 @@ impl Server {
         let (conn, peer) = match self.listener.accept() {
             Ok(accepted) => accepted,
             Err(_) if self.room.is_stopping() => return Ok(()),
-            Err(e) => return self.backoff.pause(&e, &self.options.log).map(drop),
+            Err(e) => return self.backoff.pause("accept", &e, &self.options.log).map(drop),
         };
         conn.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
         self.last_id += 1;

@@ -116,7 +116,7 @@ impl Server {
         let (conn, peer) = match self.listener.accept() {
             Ok(accepted) => accepted,
             Err(_) if self.room.is_stopping() => return Ok(()),
-            Err(e) => return self.backoff.pause(&e, &self.options.log).map(drop),
+            Err(e) => return self.backoff.pause("accept", &e, &self.options.log).map(drop),
         };
         conn.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
         self.last_id += 1;

@@ -26,7 +26,8 @@ use chat::{ClientId, Options, Room, Slow};
 use clap::Parser;
 use common::report::Failed;
 use common::sock::Backoff;
-use lifecycle::{Signals, limit_descriptors};
+use common::descriptors::limit_descriptors;
+use lifecycle::Signals;
 use rt::{AsyncFd, Executor, Notify, yield_now};
 use socket2::Socket;
 use trace::TraceArgs;
@@ -82,7 +83,7 @@ async fn accept(server: &'static Server, listener: &AsyncFd<Socket>) -> Result<(
             _ if server.room.borrow().is_stopping() => break,
             Ok(accepted) => accepted,
             Err(e) => {
-                let pause = backoff.pause(&e, &server.options.log)?;
+                let pause = backoff.pause("accept", &e, &server.options.log)?;
                 server.executor.sleep_until(Instant::now() + pause).await;
                 continue;
             }

@@ -14,9 +14,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use common::report::Failed;
+use common::report::{self, Failed};
 use lifecycle::clients::{Client, Clients, Interest, LISTENER, SIGNALS};
-use lifecycle::{MaxConns, Server, Signals};
+use common::descriptors::MaxConns;
+use lifecycle::{Server, Signals};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
@@ -47,6 +48,7 @@ fn main() -> Result<(), Failed> {
 
     let mut clients = Clients::new(max_conns, &args.server);
     let mut events = [EpollEvent::empty(); MAX_EVENTS];
+    report::ready(&listener);
     while !clients.is_done() {
         let timeout = if unfinished.is_empty() { clients.timeout_ms() } else { Some(0) };
         let n = match epoll.wait(&mut events, EpollTimeout::from(timeout)) {

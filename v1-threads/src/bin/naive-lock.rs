@@ -35,7 +35,7 @@ fn main() -> Result<(), Failed> {
         let conn = match listener.accept() {
             Ok((conn, _)) => TcpStream::from(conn),
             Err(e) => {
-                backoff.accept_failed(&e, &args.report)?;
+                backoff.sleep("accept", &e, &args.report)?;
                 continue;
             }
         };

@@ -2,12 +2,13 @@
 
 use anyhow::Context;
 use clap::Args;
-use common::report::Failed;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::report::Failed;
 
 /// Clients of an event loop, unless the descriptors allow fewer.
 const MAX_CONNS: u64 = 10_000;
-/// Descriptors that are not clients: rejected connections, standard streams, listener, signals, epoll.
+/// Descriptors that are left for rejected connections, the standard streams, the listener, signals and epoll.
 const RESERVE: u64 = 32;
 
 /// Sets the soft limit of descriptors, RLIMIT_NOFILE, to `wanted`, or to the hard limit if that is lower. Returns the new
