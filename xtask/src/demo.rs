@@ -10,7 +10,7 @@ use testkit::procs::{self, Proc};
 use testkit::{Server, describe};
 
 use crate::bound::bound;
-use crate::verify::say;
+use crate::print::say;
 use crate::{diff, table};
 
 pub fn list(root: &Path) -> Result<()> {
@@ -24,7 +24,10 @@ pub fn list(root: &Path) -> Result<()> {
 
 pub fn run(root: &Path, name: &str) -> Result<()> {
     let examples = testkit::catalogue::examples(root)?;
-    let example = examples.iter().find(|example| example.name == name).with_context(|| diff::unknown(name, root))?;
+    let example = examples
+        .iter()
+        .find(|example| example.name == name)
+        .with_context(|| diff::unknown(name, examples.iter().map(|example| example.name.as_str())))?;
     build(root, name)?;
     let bin = root.join("target/debug");
 

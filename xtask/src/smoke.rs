@@ -27,7 +27,7 @@ fn smoke(bin: &Path, example: &Example) -> Result<()> {
     let base = Baseline::of(&server);
     let report = load(bin, &server, "2000")?;
     let rate = report.lines().find(|line| line.starts_with("rate")).unwrap_or_default();
-    crate::verify::say(&format!("{:22} 100000 answers, 0 errors; {rate}", example.name));
+    crate::print::say(&format!("{:22} 100000 answers, 0 errors; {rate}", example.name));
 
     // UNP's habit: no -N, so that nc waits for the server, whose idle deadline is a matter of milliseconds here.
     let habit = start_with(bin, example, &["--idle-timeout", "300"])?;

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use cargo_metadata::Message;
 
 use crate::guide::{self, Crate, Row, Truth};
+use crate::print::say;
 use crate::tools;
-use crate::verify::say;
 
 /// The test that holds a crate's truths: tests/truths.rs.
 const TARGET: &str = "truths";

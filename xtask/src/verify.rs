@@ -1,12 +1,13 @@
 //! `verify`: everything that must hold, in one command. CI runs this and nothing else.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::print::say;
 use crate::{check, smoke, tools};
 
 /// A step: its name, and what it does.
@@ -16,7 +17,7 @@ const STEPS: &[Step] = &[
     ("tools of Debian", |_| tools::ensure()),
     ("formatting", |root| cargo(root, &["fmt", "--all", "--check"])),
     ("lints", |root| cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
-    ("rules", |root| check::run(root, false)),
+    ("rules", |root| check::run(root, &[], false)),
     ("build", |root| cargo(root, &["build", "--workspace", "--bins"])),
     ("tests", |root| cargo(root, &["test", "--workspace", "--no-fail-fast"])),
     ("release build", |root| {
@@ -66,10 +67,4 @@ fn cargo(root: &Path, args: &[&str]) -> Result<()> {
         [] => Ok(()),
         lines => bail!("skipped tests: {}", lines.join("; ")),
     }
-}
-
-pub fn say(line: &str) {
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{line}");
-    let _ = out.flush();
 }

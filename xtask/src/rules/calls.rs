@@ -3,9 +3,9 @@
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
-use crate::check::Tree;
-use crate::rules::Breach;
+use crate::breach::Breach;
 use crate::source::{self, Source};
+use crate::tree::{Kind, Package, Tree};
 
 /// These calls are lessons, or decide over the process: not in the library.
 const NOT_IN_COMMON: &[&str] = &[
@@ -97,13 +97,17 @@ fn seam_of(source: &Source) -> Vec<Breach> {
         .collect()
 }
 
+fn is_server_or_chat(package: &Package) -> bool {
+    matches!(package.kind, Kind::Server | Kind::Chat)
+}
+
 fn last(name: &str) -> &str {
     name.rsplit("::").next().unwrap_or_default()
 }
 
 pub fn child_arm(tree: &Tree) -> Vec<Breach> {
-    let child_arms = |example| child_arm_of(&tree.sources_of(example).collect::<Vec<_>>());
-    tree.examples.iter().flat_map(child_arms).collect()
+    let child_arms = |package| child_arm_of(&tree.sources_of(package).collect::<Vec<_>>());
+    tree.packages_that(is_server_or_chat).flat_map(child_arms).collect()
 }
 
 /// The child's arm of `match unsafe { fork() }` is one call of a function of type `!`, and fork is called nowhere else.
@@ -186,7 +190,8 @@ fn is_call_of(names: &[String], body: &syn::Expr) -> bool {
 }
 
 pub fn handlers(tree: &Tree) -> Vec<Breach> {
-    tree.examples.iter().flat_map(|example| tree.sources_of(example)).flat_map(handlers_of).collect()
+    let packages = tree.packages_that(is_server_or_chat);
+    packages.flat_map(|package| tree.sources_of(package)).flat_map(handlers_of).collect()
 }
 
 fn handlers_of(source: &Source) -> Vec<Breach> {

@@ -1,11 +1,11 @@
 //! The commands that READMEs and headers tell the reader to type.
 
-use crate::check::Tree;
-use crate::rules::Breach;
+use crate::breach::Breach;
+use crate::tree::Tree;
 
 /// What may be named.
 struct Known<'a> {
-    packages: &'a [String],
+    packages: Vec<&'a str>,
     examples: Vec<&'a str>,
     subcommands: Vec<String>,
 }
@@ -13,16 +13,16 @@ struct Known<'a> {
 /// `cargo run -p NAME`, `cargo demo NAME` and `cargo xtask SUB` name what exists.
 pub fn names(tree: &Tree) -> Vec<Breach> {
     let known = Known {
-        packages: &tree.packages,
+        packages: tree.packages.iter().map(|package| package.name.as_str()).collect(),
         examples: tree.examples.iter().map(|example| example.name.as_str()).collect(),
-        subcommands: crate::subcommands(),
+        subcommands: crate::cli::subcommands(),
     };
     let mut breaches = Vec::new();
     for (path, text) in tree.texts.iter().filter(|(path, _)| path.ends_with(".md")) {
         breaches.extend(judge(path, &code_of(text), &known));
     }
-    for example in &tree.examples {
-        if let Some(source) = tree.main_of(&example.name) {
+    for (_, program) in tree.lessons() {
+        if let Some(source) = tree.source(&program.path) {
             breaches.extend(judge(&source.path, &header_of(&source.text), &known));
         }
     }
@@ -98,7 +98,7 @@ fn unknown(arguments: &[&str], known: &Known) -> Option<String> {
     for pair in arguments.windows(2) {
         if let ["-p" | "--package", name] = pair
             && !is_placeholder(name)
-            && !known.packages.iter().any(|package| package == name)
+            && !known.packages.contains(name)
         {
             return Some(format!("there is no package {name}"));
         }
@@ -124,9 +124,8 @@ mod tests {
     use super::*;
 
     fn breaches(text: &str) -> Vec<Breach> {
-        let packages = ["client".to_owned(), "server01-fork".to_owned()];
         let subcommands = ["check", "demo", "help"].map(str::to_owned).to_vec();
-        let known = Known { packages: &packages, examples: vec!["server01-fork"], subcommands };
+        let known = Known { packages: vec!["client", "server01-fork"], examples: vec!["server01-fork"], subcommands };
         judge("x.md", &code_of(text), &known)
     }
 

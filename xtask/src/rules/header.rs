@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use testkit::catalogue::Overload;
+use testkit::catalogue::{Example, Overload};
 
-use crate::check::Tree;
-use crate::rules::Breach;
+use crate::breach::Breach;
+use crate::tree::{Package, Tree};
 
 const KEYS: [&str; 6] = ["Run", "Try", "Prev", "Next", "Diff base", "Overload"];
 const FRAGMENTS: usize = 3;
@@ -21,57 +21,60 @@ fn header(text: &str) -> impl Iterator<Item = &str> {
 }
 
 pub fn keys(tree: &Tree) -> Vec<Breach> {
+    let is_lesson = |name: &String| tree.lessons().any(|(_, program)| program.name == *name);
     let mut breaches = Vec::new();
-    for example in &tree.examples {
-        let path = format!("{}/src/main.rs", tree.folder(example));
-        let Some(source) = tree.main_of(&example.name) else {
-            breaches.push(Breach::new(&path, 1, "there is no such file"));
-            continue;
-        };
-        breaches.extend(order(&path, &source.text));
+    for (package, program) in tree.lessons() {
+        let Some(source) = tree.source(&program.path) else { continue };
+        let example = tree.examples.iter().find(|example| example.name == package.name);
+        let mut reasons: Vec<String> = order(&source.text).into_iter().collect();
         for key in ["Prev", "Next", "Diff base"] {
-            if let Some(name) = value(&source.text, key).filter(|name| tree.example(name).is_none()) {
-                breaches.push(Breach::new(&path, 1, format!("{key}: {name} is no example; write `none` or its name")));
+            if let Some(name) = value(&source.text, key).filter(|name| !is_lesson(name)) {
+                reasons.push(format!("{key}: {name} is no example; write `none` or the name of an example"));
             }
         }
-        let word = match example.overload {
-            Overload::Refuse => "refuse",
-            Overload::Queue => "queue",
-        };
-        if !value(&source.text, "Overload").is_some_and(|value| value.starts_with(word)) {
-            breaches.push(Breach::new(&path, 1, format!("Overload: must begin with `{word}`, as Cargo.toml says")));
-        }
-        let policy = example.slow_reader.map(|policy| format!("{policy:?}").to_lowercase());
-        if let Some(word) =
-            policy.filter(|word| !value(&source.text, "Slow reader").is_some_and(|v| v.starts_with(word)))
-        {
-            breaches.push(Breach::new(&path, 1, format!("Slow reader: must begin with `{word}`, as Cargo.toml says")));
-        }
-        if example.family == "chat" && example.slow_reader.is_none() {
-            breaches.push(Breach::new(&path, 1, "a chat says in Cargo.toml what becomes of a slow-reader"));
-        }
+        reasons.extend(example.into_iter().flat_map(|example| policies(&source.text, example)));
+        breaches.extend(reasons.into_iter().map(|reason| Breach::new(&program.path, 1, reason)));
     }
     breaches
 }
 
+/// What the header says about overload and slow readers agrees with Cargo.toml.
+fn policies(text: &str, example: &Example) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let begins_with = |key, word: &str| value(text, key).is_some_and(|value| value.starts_with(word));
+    let overload = match example.overload {
+        Overload::Refuse => "refuse",
+        Overload::Queue => "queue",
+    };
+    if !begins_with("Overload", overload) {
+        reasons.push(format!("Overload: must begin with `{overload}`, as in Cargo.toml"));
+    }
+    match example.slow_reader.map(|policy| format!("{policy:?}").to_lowercase()) {
+        Some(policy) if !begins_with("Slow reader", &policy) => {
+            reasons.push(format!("Slow reader: must begin with `{policy}`, as in Cargo.toml"));
+        }
+        None if example.family == "chat" => {
+            reasons.push("the Cargo.toml of a chat must have `slow-reader`".to_owned());
+        }
+        _ => {}
+    }
+    reasons
+}
+
 /// A title, an empty line, and the keys in their order.
-fn order(path: &str, text: &str) -> Vec<Breach> {
+fn order(text: &str) -> Option<String> {
     let lines: Vec<&str> = header(text).collect();
     let title = lines.first().is_some_and(|title| !title.is_empty() && !title.contains("Run:"));
     let found: Vec<&str> =
         lines.iter().filter_map(|line| KEYS.into_iter().find(|key| line.starts_with(&format!("{key}: ")))).collect();
-    match title && found == KEYS {
-        true => Vec::new(),
-        false => vec![Breach::new(path, 1, format!("the header must be a title and {KEYS:?}, and is {found:?}"))],
-    }
+    (!title || found != KEYS).then(|| format!("the header must be a title and {KEYS:?}; found {found:?}"))
 }
 
 /// `// ANCHOR: name` to `// ANCHOR_END: name`: equal names are equal bytes, at most three in a file, never nested.
 pub fn fragments(tree: &Tree) -> Vec<Breach> {
     let files: Vec<(&str, &str)> = tree
-        .examples
-        .iter()
-        .flat_map(|example| tree.sources_of(example))
+        .packages_that(Package::is_example)
+        .flat_map(|package| tree.sources_of(package))
         .map(|source| (source.path.as_str(), source.text.as_str()))
         .collect();
     fragments_of(&files)
@@ -127,10 +130,10 @@ mod tests {
 
     #[test]
     fn keys_have_an_order() {
-        assert!(order("x", GOOD).is_empty());
-        assert_eq!(order("x", &GOOD.replace("//! Try: b\n", "")).len(), 1);
-        assert_eq!(order("x", &GOOD.replace("Prev", "Foo")).len(), 1);
-        assert_eq!(order("x", "fn main() {}").len(), 1);
+        assert_eq!(order(GOOD), None);
+        for bad in [&GOOD.replace("//! Try: b\n", ""), &GOOD.replace("Prev", "Foo"), "fn main() {}"] {
+            assert!(order(bad).is_some(), "{bad}");
+        }
         assert_eq!((value(GOOD, "Diff base").as_deref(), value(GOOD, "Prev")), (Some("x"), None));
     }
 

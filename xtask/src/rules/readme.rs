@@ -1,24 +1,34 @@
 //! READMEs, manifests and the table of examples.
 
-use crate::check::Tree;
-use crate::rules::Breach;
+use crate::breach::Breach;
+use crate::limits;
 use crate::table;
+use crate::tree::{Package, Tree};
 
-const SECTIONS: [&str; 6] = ["Concept", "Run", "Observe", "Syscalls in this lesson", "Exercises", "References"];
+/// The sections of a README, which is a chapter of the book.
+const SECTIONS: [&str; 9] = [
+    "Idea",
+    "Run",
+    "Observe",
+    "What goes wrong",
+    "Syscalls in this lesson",
+    "When to use it and what it costs",
+    "Exercises",
+    "References",
+    "Next",
+];
 
 pub fn sections(tree: &Tree) -> Vec<Breach> {
     let mut breaches = Vec::new();
-    for folder in
-        tree.examples.iter().map(|example| tree.folder(example)).chain(["client".to_owned()]).chain(demos(tree))
-    {
-        let path = format!("{folder}/README.md");
+    for package in tree.packages_that(Package::is_example) {
+        let path = format!("{}/README.md", package.folder);
         match tree.text(&path) {
-            Some(text) => breaches.extend(sections_of(&path, text)),
+            Some(text) => breaches.extend(sections_of(&path, text).into_iter().chain(length_of(&path, text))),
             None => breaches.push(Breach::new(&path, 1, "there is no such file")),
         }
     }
-    for example in &tree.examples {
-        let path = format!("{}/tests/conformance.rs", tree.folder(example));
+    for (package, _) in tree.lessons() {
+        let path = format!("{}/tests/conformance.rs", package.folder);
         if tree.text(&path).is_none() {
             breaches.push(Breach::new(&path, 1, "there is no such file"));
         }
@@ -26,10 +36,11 @@ pub fn sections(tree: &Tree) -> Vec<Breach> {
     breaches
 }
 
-/// The folders under misc.
-fn demos(tree: &Tree) -> impl Iterator<Item = String> {
-    let manifests = tree.texts.iter().filter_map(|(path, _)| path.strip_suffix("/Cargo.toml"));
-    manifests.filter(|folder| folder.starts_with("misc/")).map(str::to_owned)
+/// Words are counted as `wc -w` does, transcripts included.
+fn length_of(path: &str, text: &str) -> Option<Breach> {
+    let words = text.split_whitespace().count();
+    let reason = || format!("{words} words, the limit is {}", limits::WORDS);
+    (words > limits::WORDS).then(|| Breach::new(path, 1, reason()))
 }
 
 fn sections_of(path: &str, text: &str) -> Vec<Breach> {
@@ -45,7 +56,7 @@ fn sections_of(path: &str, text: &str) -> Vec<Breach> {
         }
     }
     if found != SECTIONS {
-        return vec![Breach::new(path, 1, format!("the sections must be {SECTIONS:?}, and are {found:?}"))];
+        return vec![Breach::new(path, 1, format!("the sections must be {SECTIONS:?}; found {found:?}"))];
     }
     match transcript {
         true => Vec::new(),
@@ -67,8 +78,13 @@ pub fn table(tree: &Tree) -> Vec<Breach> {
 
 /// Lints and versions come from the workspace, and no two programs have one name.
 pub fn manifests(tree: &Tree) -> Vec<Breach> {
+    let programs_of = |package: &Package| {
+        let names = package.programs.iter().map(|program| program.name.clone());
+        names.map(|name| (name, package.name.clone())).collect::<Vec<_>>()
+    };
+    let programs: Vec<(String, String)> = tree.packages.iter().flat_map(programs_of).collect();
     let manifests = tree.texts.iter().filter(|(path, _)| path.ends_with("/Cargo.toml"));
-    manifests.flat_map(|(path, text)| manifest(path, text)).chain(twins(&tree.programs)).collect()
+    manifests.flat_map(|(path, text)| manifest(path, text)).chain(twins(&programs)).collect()
 }
 
 /// Programs of the same name: each would be built over the other one in target/debug, and tests would run either.
@@ -120,12 +136,18 @@ mod tests {
     }
 
     #[test]
-    fn a_readme_has_six_sections_and_a_transcript() {
+    fn readme_has_its_sections_and_a_transcript() {
         assert!(sections_of("x", &readme("```console\n$ ss\n```")).is_empty());
         assert!(sections_of("x", &readme("```console\n## not a section\n```")).is_empty());
         assert_eq!(sections_of("x", &readme("words")).len(), 1);
         assert_eq!(sections_of("x", &format!("{}\n```\n```\n", readme("words"))).len(), 1, "not in Observe");
         assert_eq!(sections_of("x", &readme("```").replace("## Run\n", "")).len(), 1);
+    }
+
+    #[test]
+    fn readme_has_at_most_900_words() {
+        assert_eq!(length_of("x", &"word ".repeat(900)), None);
+        assert!(length_of("x", &"word ".repeat(901)).is_some());
     }
 
     #[test]

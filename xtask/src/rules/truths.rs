@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::check::Tree;
+use crate::breach::Breach;
 use crate::guide::{self, Truth};
-use crate::rules::Breach;
+use crate::tree::Tree;
 
 const END: &str = "/tests/truths.rs";
 

@@ -1,7 +1,7 @@
 //! Words that must not be on main.
 
-use crate::check::Tree;
-use crate::rules::Breach;
+use crate::breach::Breach;
+use crate::tree::Tree;
 
 /// Split, so that this file does not name them itself.
 const BANNED: &[(&str, &str)] = &[

@@ -3,7 +3,7 @@
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
-use super::is_test;
+use super::attributes::is_test;
 
 /// Words that stand before a parenthesis and call nothing.
 const KEYWORDS: &[&str] = &["if", "while", "match", "in", "return", "let", "else", "for", "move", "as", "mut", "ref"];

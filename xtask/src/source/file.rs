@@ -1,0 +1,116 @@
+//! A file: its text, its syntax tree, and what is on each line.
+
+use std::ops::RangeInclusive;
+
+use anyhow::{Result, anyhow};
+use syn::spanned::Spanned;
+use syn::visit::{self, Visit};
+
+use super::attributes::is_test;
+use super::lexer::{self, Line};
+
+/// A parsed file.
+pub struct Source {
+    /// Path relative to the workspace, for messages.
+    pub path: String,
+    pub text: String,
+    pub file: syn::File,
+    lines: Vec<Line>,
+    /// First and last lines of the items that are compiled for tests only.
+    tests: Vec<RangeInclusive<usize>>,
+}
+
+/// The lines of a file outside its tests: lines with code, and lines with only a comment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    pub code: usize,
+    pub comments: usize,
+}
+
+impl Source {
+    pub fn parse(path: &str, text: &str) -> Result<Source> {
+        // syn's error has a line, but does not print it.
+        let file = syn::parse_file(text).map_err(|e| anyhow!("{path}:{}: {e}", e.span().start().line))?;
+        let mut tests = Tests(Vec::new());
+        tests.visit_file(&file);
+        let (path, text) = (path.to_owned(), text.to_owned());
+        Ok(Source { path, lines: lexer::lines(&text), text, file, tests: tests.0 })
+    }
+
+    /// `tests.rs` and the files of a folder `tests` belong to a module for tests.
+    pub fn is_test_file(&self) -> bool {
+        self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
+    }
+
+    pub fn size(&self) -> Size {
+        let outside = |number: usize| !self.tests.iter().any(|range| range.contains(&number));
+        let shown: Vec<&Line> = (1..).zip(&self.lines).filter(|(n, _)| outside(*n)).map(|(_, line)| line).collect();
+        let code = shown.iter().filter(|line| line.code).count();
+        let comments = shown.iter().filter(|line| line.comment && !line.code).count();
+        Size { code, comments }
+    }
+
+    /// Lines of code between these two lines.
+    pub fn code_lines(&self, lines: RangeInclusive<usize>) -> usize {
+        let (skipped, end) = (lines.start().saturating_sub(1), *lines.end());
+        self.lines.iter().take(end).skip(skipped).filter(|line| line.code).count()
+    }
+
+    /// The lines with more columns than `most`, with their columns.
+    pub fn wide_lines(&self, most: usize) -> Vec<(usize, usize)> {
+        let columns = (1..).zip(self.text.lines().map(|line| line.chars().count()));
+        columns.filter(|(_, columns)| *columns > most).collect()
+    }
+}
+
+struct Tests(Vec<RangeInclusive<usize>>);
+
+impl<'a> Visit<'a> for Tests {
+    fn visit_item(&mut self, item: &'a syn::Item) {
+        let attributes = match item {
+            syn::Item::Fn(item) => &item.attrs,
+            syn::Item::Impl(item) => &item.attrs,
+            syn::Item::Macro(item) => &item.attrs,
+            syn::Item::Mod(item) => &item.attrs,
+            syn::Item::Struct(item) => &item.attrs,
+            syn::Item::Use(item) => &item.attrs,
+            _ => return,
+        };
+        if is_test(attributes) {
+            self.0.push(item.span().start().line..=item.span().end().line);
+        } else {
+            visit::visit_item(self, item);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_code_comment_or_blank() {
+        let text = "//! Title\n\nuse a::b; // why\n/// Doc\nfn f() {\n    // why\n}\n#[cfg(test)]\nmod tests {}\n";
+        let source = Source::parse("x.rs", text).unwrap();
+        assert_eq!(source.size(), Size { code: 3, comments: 3 });
+    }
+
+    #[test]
+    fn lines_after_the_tests_are_counted_too() {
+        let text = "use a;\n#[cfg(test)]\nmod tests {\n    fn f() {}\n}\nfn g() {}\n";
+        let source = Source::parse("x.rs", text).unwrap();
+        assert_eq!(source.size(), Size { code: 2, comments: 0 });
+    }
+
+    #[test]
+    fn syntax_error_names_file_and_line() {
+        let error = Source::parse("x.rs", "fn f() {}\nfn {").err().unwrap();
+        assert!(format!("{error:#}").starts_with("x.rs:2: "), "{error:#}");
+    }
+
+    #[test]
+    fn wide_line_is_counted_in_characters() {
+        let source = Source::parse("x.rs", "// 1234\n// äöüß\n// 12345\n").unwrap();
+        assert_eq!(source.wide_lines(7), [(3, 8)]);
+    }
+}

@@ -1,0 +1,193 @@
+//! The workspace as the rules read it: its packages, programs and texts.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use cargo_metadata::MetadataCommand;
+use testkit::catalogue::{self, Example};
+
+use crate::guide;
+use crate::limits;
+use crate::source::Source;
+
+/// What a package is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An example with a table in its Cargo.toml: a byte service.
+    Server,
+    /// An example with a table in its Cargo.toml: a chat.
+    Chat,
+    /// A package under misc or ipc.
+    Lesson,
+    /// A library or a tool.
+    Crate,
+}
+
+pub struct Package {
+    pub name: String,
+    /// Relative to the root.
+    pub folder: String,
+    pub kind: Kind,
+    pub programs: Vec<Program>,
+    /// The first file of the library and of each program.
+    pub roots: Vec<String>,
+}
+
+/// A binary target.
+pub struct Program {
+    pub name: String,
+    /// Its first file, relative to the root.
+    pub path: String,
+}
+
+impl Package {
+    pub fn is_example(&self) -> bool {
+        self.kind != Kind::Crate
+    }
+
+    /// True if the limits of this package bind already.
+    pub fn binds(&self) -> bool {
+        limits::binds(&self.folder)
+    }
+
+    pub fn holds(&self, path: &str) -> bool {
+        path.strip_prefix(&self.folder).is_some_and(|rest| rest.starts_with('/'))
+    }
+}
+
+impl Program {
+    /// A program that shows a bug.
+    pub fn is_naive(&self) -> bool {
+        self.name.starts_with("naive-")
+    }
+}
+
+pub struct Tree {
+    pub packages: Vec<Package>,
+    pub examples: Vec<Example>,
+    /// The list of crates that misc/README.md should have.
+    pub guide: String,
+    /// Path relative to the root, and text, of every Rust, Markdown and TOML file that git knows or would add.
+    pub texts: Vec<(String, String)>,
+    pub sources: Vec<Source>,
+}
+
+impl Tree {
+    pub fn read(root: &Path) -> Result<Tree> {
+        let mut texts = Vec::new();
+        let mut sources = Vec::new();
+        for path in paths(root)? {
+            let known = [".rs", ".md", ".toml"].iter().any(|end| path.ends_with(end)) || path == ".ci/run";
+            // A file that git knows may be deleted and not yet committed.
+            if !known || !root.join(&path).exists() {
+                continue;
+            }
+            let text = fs::read_to_string(root.join(&path)).with_context(|| path.clone())?;
+            if path.ends_with(".rs") {
+                sources.push(Source::parse(&path, &text)?);
+            }
+            texts.push((path, text));
+        }
+        let examples = catalogue::examples(root)?;
+        let packages = packages(root, &examples)?;
+        let guide = guide::render_guide(root, &guide::crates(root)?);
+        Ok(Tree { packages, examples, guide, texts, sources })
+    }
+
+    pub fn text(&self, path: &str) -> Option<&str> {
+        self.texts.iter().find(|(known, _)| known == path).map(|(_, text)| text.as_str())
+    }
+
+    pub fn source(&self, path: &str) -> Option<&Source> {
+        self.sources.iter().find(|source| source.path == path)
+    }
+
+    pub fn packages_that(&self, choose: fn(&Package) -> bool) -> impl Iterator<Item = &Package> {
+        self.packages.iter().filter(move |package| choose(package))
+    }
+
+    pub fn package(&self, name: &str) -> Option<&Package> {
+        self.packages.iter().find(|package| package.name == name || package.folder == name)
+    }
+
+    /// The package that a path lies in.
+    pub fn package_of(&self, path: &str) -> Option<&Package> {
+        self.packages.iter().find(|package| package.holds(path))
+    }
+
+    /// The files under `src` of a package, without the files that hold only tests.
+    pub fn sources_of(&self, package: &Package) -> impl Iterator<Item = &Source> {
+        let start = format!("{}/src/", package.folder);
+        self.sources.iter().filter(move |source| source.path.starts_with(&start) && !source.is_test_file())
+    }
+
+    /// The programs of servers and chats that are no naive twin: the examples, and edge-triggered epoll.
+    pub fn lessons(&self) -> impl Iterator<Item = (&Package, &Program)> {
+        let examples = self.packages.iter().filter(|package| matches!(package.kind, Kind::Server | Kind::Chat));
+        let programs = examples.flat_map(|package| package.programs.iter().map(move |program| (package, program)));
+        programs.filter(|(_, program)| !program.is_naive())
+    }
+
+    /// The first file of a lesson.
+    pub fn main_of(&self, name: &str) -> Option<&Source> {
+        let (_, program) = self.lessons().find(|(_, program)| program.name == name)?;
+        self.source(&program.path)
+    }
+}
+
+fn packages(root: &Path, examples: &[Example]) -> Result<Vec<Package>> {
+    let metadata = MetadataCommand::new().current_dir(root).no_deps().other_options(vec!["--offline".into()]).exec()?;
+    let mut packages = Vec::new();
+    for package in &metadata.packages {
+        let relative = |path: &Path| path.strip_prefix(root).unwrap_or(path).display().to_string();
+        let folder = package.manifest_path.parent().context("a manifest has no folder")?;
+        let folder = relative(folder.as_std_path());
+        let family = examples.iter().find(|example| package.name == example.name).map(|e| e.family.as_str());
+        let kind = match family {
+            Some("chat") => Kind::Chat,
+            Some(_) => Kind::Server,
+            None if folder.starts_with("misc/") || folder.starts_with("ipc/") => Kind::Lesson,
+            None => Kind::Crate,
+        };
+        let path = |target: &cargo_metadata::Target| relative(target.src_path.as_std_path());
+        let bins = package.targets.iter().filter(|target| target.is_bin());
+        let programs = bins.map(|target| Program { name: target.name.clone(), path: path(target) }).collect();
+        let roots = package.targets.iter().filter(|target| target.is_bin() || target.is_lib()).map(path).collect();
+        packages.push(Package { name: package.name.to_string(), folder, kind, programs, roots });
+    }
+    packages.sort_by(|one, other| one.folder.cmp(&other.folder));
+    Ok(packages)
+}
+
+/// The files of the workspace: those that git knows or would add. Without a clone, as in an archive: all files.
+fn paths(root: &Path) -> Result<Vec<String>> {
+    if !root.join(".git").exists() {
+        let mut found = Vec::new();
+        walk(root, root, &mut found)?;
+        return Ok(found);
+    }
+    let listed = Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
+        .current_dir(root)
+        .output()
+        .context("git ls-files")?;
+    ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr).trim());
+    let mut paths: Vec<String> = String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect();
+    // During a merge git lists a path once per version.
+    paths.dedup();
+    Ok(paths)
+}
+
+fn walk(root: &Path, folder: &Path, found: &mut Vec<String>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if !path.is_dir() {
+            found.push(path.strip_prefix(root).unwrap_or(&path).display().to_string());
+        } else if path != root.join("target") {
+            walk(root, &path, found)?;
+        }
+    }
+    Ok(())
+}
