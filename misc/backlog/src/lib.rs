@@ -1,8 +1,10 @@
-//! What both demos of a listener that cannot keep up share: a network of their own, and ways to look into it.
+//! What the programs about the accept queue share: a network namespace, measurements, output.
 #![warn(missing_docs)]
 
 pub mod network;
 pub mod probe;
+pub mod server;
+pub mod test_clients;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -12,12 +14,12 @@ use common::report::escape;
 /// EX_UNAVAILABLE of sysexits.h: the kernel or the machine does not permit the experiment.
 const UNAVAILABLE: u8 = 69;
 
-/// Why a demo stops: something failed (exit 1), or the machine does not permit it (exit 69).
+/// Why a program stops early.
 #[derive(Debug)]
 pub enum Stop {
-    /// Something failed.
+    /// A call failed: exit status 1.
     Failed(anyhow::Error),
-    /// A privilege or a feature of the kernel is missing.
+    /// A privilege or a kernel feature is missing: exit status 69.
     Unavailable(String),
 }
 
@@ -27,10 +29,12 @@ impl<E: Into<anyhow::Error>> From<E> for Stop {
     }
 }
 
-/// One line for what stopped it, and the exit status.
-pub fn finish(name: &str, outcome: Result<(), Stop>) -> ExitCode {
-    let (line, code) = match outcome {
+/// Moves the process into its own network namespace, runs the experiment there, prints an error
+/// as one line, and returns the exit status.
+pub fn run(name: &str, experiment: impl FnOnce() -> Result<(), Stop>) -> ExitCode {
+    let (line, code) = match network::enter().and_then(|()| experiment()) {
         Ok(()) => return ExitCode::SUCCESS,
+        // The whole chain of causes on one line: operation, object, reason.
         Err(Stop::Failed(error)) => (format!("{error:#}"), ExitCode::FAILURE),
         Err(Stop::Unavailable(why)) => (why, ExitCode::from(UNAVAILABLE)),
     };
@@ -38,7 +42,7 @@ pub fn finish(name: &str, outcome: Result<(), Stop>) -> ExitCode {
     code
 }
 
-/// A line on stdout. A reader that has gone away (`| head`) ends no experiment.
+/// Prints a line on stdout. A closed pipe (`| head`) or a full disk does not end the experiment.
 pub fn say(line: &str) {
     let mut out = io::stdout();
     let _ = writeln!(out, "{line}");
