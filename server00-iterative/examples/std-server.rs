@@ -10,7 +10,8 @@ use std::thread::Builder;
 pub fn main() -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let addr = listener.local_addr()?;
-    let client = Builder::new().spawn(move || TcpStream::connect(addr)?.read_to_end(&mut Vec::new()))?;
+    let client =
+        Builder::new().spawn(move || TcpStream::connect(addr)?.read_to_end(&mut Vec::new()))?;
     let (mut conn, _) = listener.accept()?;
     conn.write_all(b"hello")?;
     conn.set_nonblocking(true)?;

@@ -25,7 +25,8 @@ fn truth_r_what_std_does_without_being_asked() {
     let output = strace.output().unwrap();
     let trace = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{trace}");
-    let has = |parts: &[&str]| trace.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+    let has =
+        |parts: &[&str]| trace.lines().any(|line| parts.iter().all(|part| line.contains(part)));
     for call in [
         &["rt_sigaction(SIGPIPE, {sa_handler=SIG_IGN"][..],
         &["socket(AF_INET, SOCK_STREAM|SOCK_CLOEXEC"],
@@ -67,10 +68,15 @@ fn truth_r_the_server_sets_what_std_does_not() {
     }
     let mut strace = Command::new("strace");
     strace.args(["-qq", "-e", "signal=none", "-e", "trace=setsockopt,listen,accept4"]);
-    let mut server = Server::start_with(strace.arg(env!("CARGO_BIN_EXE_server00-iterative")).args(["-p", "0"]));
+    let mut server =
+        Server::start_with(strace.arg(env!("CARGO_BIN_EXE_server00-iterative")).args(["-p", "0"]));
     server.connect().ask(1);
     let traced = server.family().into_iter().find(|p| p.pid != server.pid()).unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(traced.pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(traced.pid),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
     assert_eq!(server.wait().code(), Some(0));
     let trace = server.log();
     for call in ["SO_REUSEADDR, [1]", "TCP_NODELAY, [1]", ", 1024)", "SOCK_CLOEXEC) = "] {

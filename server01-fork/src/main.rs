@@ -5,7 +5,7 @@
 //! Prev: server00-iterative
 //! Next: server02-select
 //! Diff base: server00-iterative
-//! Overload: queue (in the listener's backlog: with --max-conns children the parent does not accept)
+//! Overload: queue (with --max-conns children, the other clients wait in the listener's backlog)
 
 use std::io::ErrorKind::Interrupted;
 
@@ -23,40 +23,48 @@ use socket2::{SockAddr, Socket};
 struct Args {
     #[command(flatten)]
     server: Server,
-    /// Clients, and so children, at once
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Maximum number of clients, and so of child processes
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     max_conns: u16,
 }
 
 fn main() -> Result<(), Failed> {
     let Args { server, max_conns } = Args::parse();
+    // SIGTERM and SIGINT request a shutdown. A signal also interrupts accept (EINTR).
     shutdown::on_signals(&server.limits)?;
-    // Before the first fork, or a child that ends at once would stay a zombie.
+    // Install the handler before the first fork. Otherwise the SIGCHLD of a short-lived child is
+    // lost, and the child stays a zombie.
     on_signal(Signal::SIGCHLD, reap_children)?;
     let listener = server.listen()?;
+    // A shutdown makes accept on this socket fail, even if the signal arrives before the call.
     shutdown::register(&listener);
 
     let mut children = Children::default();
     report::ready(&listener);
+
     while !shutdown::requested() {
-        // At the limit: the next clients wait in the listener's backlog until a child ends.
+        // At the limit, sleep until a child ends. New clients wait in the listener's backlog.
         children.wait_below(max_conns);
+        // Sleep until a client connects.
         let (mut conn, peer) = match listener.accept() {
             Ok(accepted) => accepted,
-            // A signal came while accept slept: a child has ended, and the handler has reaped it.
+            // A signal interrupted accept.
             Err(e) if e.kind() == Interrupted => continue,
+            // Log the error, and pause after EMFILE. An unusable listener ends the server.
             Err(e) => {
                 server.accept_failed(&e)?;
                 continue;
             }
         };
-        // SAFETY: this process has one thread, so the child may do whatever the parent may.
+        // SAFETY: this process has one thread, so the child may call any function.
         match unsafe { fork() } {
+            // The child serves this client and exits.
             Ok(ForkResult::Child) => child(listener, conn, &peer, &server),
             Ok(ForkResult::Parent { child }) => children.add(child),
             Err(e) => server.reject(&mut conn, "fork", e),
         }
-        // The client sees the end of the stream only when the last copy is closed: this one must not stay open.
+        // The parent closes its copy. The client reads end of file when the last copy is closed.
         drop(conn);
     }
 
@@ -65,17 +73,22 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// A child's whole life. `!`: it never returns into the parent's loop, and the compiler checks it.
+/// The whole life of a child. The return type `!` makes the compiler check that a child never
+/// returns to the parent's loop.
 fn child(listener: Socket, mut conn: Socket, peer: &SockAddr, server: &Server) -> ! {
-    drop(listener); // or the port stays taken for as long as this client stays
+    // The child does not accept. With an open copy of the listener it would keep the port in use.
+    drop(listener);
     begin_child();
     server.serve(&mut conn, peer);
-    // SAFETY: _exit, not exit: what is registered for the parent's end must not run at the child's.
+    // SAFETY: _exit ends only this process. exit would also run what the parent has registered
+    // with atexit.
     unsafe { libc::_exit(0) }
 }
 
-/// SIGCHLD. A loop, since signals do not queue: children that end together may send one. WNOHANG, since others live on.
+/// The handler of SIGCHLD. It calls waitpid in a loop, because signals do not queue: two children
+/// that end together may send one SIGCHLD. WNOHANG: do not wait for the children that still run.
 extern "C" fn reap_children(_: libc::c_int) {
+    // waitpid changes errno, and the interrupted code may be about to read it.
     let errno = Errno::last_raw();
     while let Ok(Some(_)) = waitpid(None, Some(WaitPidFlag::WNOHANG)).map(|status| status.pid()) {}
     Errno::set_raw(errno);
