@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use testkit::catalogue;
 
 use crate::breach::Breach;
+use crate::limits;
 use crate::rules;
 use crate::sizes::{self, CrateSize, FileSize};
 use crate::source;
@@ -116,7 +117,7 @@ fn crate_row(size: &CrateSize) -> String {
     let functions: Vec<_> = size.files.iter().flat_map(|source| source::functions(source)).collect();
     let largest = size.files.iter().max_by_key(|source| source.size().code);
     let largest = largest.map_or(String::new(), |source| format!("{} {}", source.size().code, source.path));
-    let later = if size.package.binds() { "" } else { "; the limit binds with its issue" };
+    let later = if limits::binds(&size.package.folder) { "" } else { "; the limit binds with its issue" };
     format!(
         "{:36} {:>10} {:>12} {:>10}  {largest}{later}",
         size.package.folder,

@@ -5,8 +5,12 @@ use crate::tree::Tree;
 
 mod budget;
 mod calls;
+mod circles;
 mod commands;
+mod copies;
 pub mod header;
+mod lesson;
+mod plain;
 mod readme;
 mod truths;
 mod words;
@@ -22,8 +26,11 @@ pub const ALL: &[Rule] = &[
     calls::seam,
     calls::child_arm,
     calls::handlers,
+    circles::files,
+    copies::functions,
+    lesson::calls,
+    plain::words,
     header::keys,
-    header::fragments,
     readme::sections,
     commands::names,
     readme::table,

@@ -5,9 +5,10 @@ mod calls;
 mod depth;
 mod file;
 mod functions;
-mod lexer;
+mod lines;
 
-pub use calls::{Calls, calls};
+pub use attributes::is_test;
+pub use calls::calls;
 pub use depth::first_loop;
 pub use file::Source;
 pub use functions::{Function, functions};

@@ -9,7 +9,6 @@ use cargo_metadata::MetadataCommand;
 use testkit::catalogue::{self, Example};
 
 use crate::guide;
-use crate::limits;
 use crate::source::Source;
 
 /// What a package is for.
@@ -45,11 +44,6 @@ pub struct Program {
 impl Package {
     pub fn is_example(&self) -> bool {
         self.kind != Kind::Crate
-    }
-
-    /// True if the limits of this package bind already.
-    pub fn binds(&self) -> bool {
-        limits::binds(&self.folder)
     }
 
     pub fn holds(&self, path: &str) -> bool {

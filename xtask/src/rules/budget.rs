@@ -12,7 +12,7 @@ pub fn examples(tree: &Tree) -> Vec<Breach> {
 }
 
 pub fn crates(tree: &Tree) -> Vec<Breach> {
-    let crates = tree.packages_that(|package| !package.is_example() && package.binds());
+    let crates = tree.packages_that(|package| !package.is_example() && limits::binds(&package.folder));
     crates.flat_map(|package| judge_crate(&sizes::of_crate(tree, package))).collect()
 }
 

@@ -1,4 +1,4 @@
-//! Who may call what: the seam of `common`, the child's arm after fork, the calls in a signal handler.
+//! Which calls may stand where: in the libraries, in a child after fork, and in a signal handler.
 
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
@@ -7,94 +7,40 @@ use crate::breach::Breach;
 use crate::source::{self, Source};
 use crate::tree::{Kind, Package, Tree};
 
-/// These calls are lessons, or decide over the process: not in the library.
-const NOT_IN_COMMON: &[&str] = &[
-    "fork",
-    "accept",
-    "accept4",
-    "accept_raw",
-    "poll",
-    "ppoll",
-    "select",
-    "pselect",
-    "sendmsg",
-    "recvmsg",
-    "sigaction",
-    "signal",
-    "waitpid",
-    "wait",
-    "spawn",
-    "exit",
-    "_exit",
-    "abort",
-    "set_nonblocking",
-    "mmap",
-    "flock",
-    "kill",
-    "mkfifo",
-    "sendfile",
-    "set_reuse_port",
-    "set_linger",
-    "set_tcp_cork",
-    "panic!",
-    "unreachable!",
-    "println!",
-    "eprintln!",
-    "spawn_scoped",
-    "scope",
-];
-
-/// What a handler may call: async-signal-safe system calls (signal-safety(7)), atomics, and code that only walks them.
-const IN_HANDLER: &[&str] = &[
-    "libc::shutdown",
-    "libc::write",
-    "libc::_exit",
-    "libc::alarm",
-    "libc::close",
-    "libc::raise",
-    "waitpid",
-    "libc::waitpid",
-    "kill",
-    "libc::kill",
-    "Errno::last_raw",
-    "Errno::set_raw",
-    "load",
-    "store",
-    "swap",
-    "fetch_add",
-    "fetch_sub",
-    "compare_exchange",
-    "iter",
-    "find",
-    "take",
-    "map",
-    "filter",
-    "get",
-    "pid",
-    "as_raw",
-    "ok",
-    "and_then",
-    "Some",
-    "as_ptr",
-    "cast",
-    "len",
-    "WaitPidFlag::WNOHANG",
-];
+/// The calls that examples teach: not in `common` and not in `lifecycle`.
+const LESSONS: &str = "fork accept accept4 accept_raw select pselect sendmsg recvmsg spawn spawn_scoped scope mmap mkfifo \
+    sendfile set_reuse_port set_linger set_tcp_cork";
+/// What `lifecycle` does for every server, and what ends a process: not in `common`.
+const PROCESS: &str = "poll ppoll sigaction signal waitpid wait exit _exit abort kill flock panic! unreachable! println! \
+    eprintln!";
+/// Async-signal-safe system calls (signal-safety(7)), atomics, and code that only moves values.
+const IN_HANDLER: &str = "libc::shutdown libc::write libc::_exit libc::alarm libc::close libc::raise waitpid libc::waitpid \
+    kill libc::kill Errno::last_raw Errno::set_raw load store swap fetch_add fetch_sub compare_exchange iter find take map \
+    filter get pid as_raw ok and_then Ok Some as_ptr cast len";
 
 pub fn seam(tree: &Tree) -> Vec<Breach> {
-    tree.sources.iter().filter(|source| source.path.starts_with("common/src/")).flat_map(seam_of).collect()
+    let library = |name: &str, calls: &str| {
+        let package = tree.package(name);
+        let sources = package.into_iter().flat_map(|package| tree.sources_of(package));
+        sources.flat_map(|source| seam_of(source, name, calls)).collect::<Vec<_>>()
+    };
+    let common = library("common", &format!("{LESSONS} {PROCESS}"));
+    common.into_iter().chain(library("lifecycle", LESSONS)).collect()
 }
 
-fn seam_of(source: &Source) -> Vec<Breach> {
-    let calls = source::calls(|calls| calls.visit_file(&source.file));
-    let is_lesson = |name: &str| {
+fn seam_of(source: &Source, library: &str, refused: &str) -> Vec<Breach> {
+    let is_refused = |name: &str| {
         let last = last(name);
-        NOT_IN_COMMON.contains(&last) || last.starts_with("epoll_") || last.starts_with("io_uring_")
+        is_in(refused, last) || last.starts_with("epoll_") || last.starts_with("io_uring_")
     };
-    let banned = calls.into_iter().filter(|(name, _)| is_lesson(name));
-    banned
-        .map(|(name, line)| Breach::new(&source.path, line, format!("{name} belongs in an example, not in common")))
+    let calls = source.calls().into_iter().filter(|(name, _)| is_refused(name));
+    calls
+        .map(|(name, line)| Breach::new(&source.path, line, format!("{name} belongs in an example, not in {library}")))
         .collect()
+}
+
+fn is_in(words: &str, name: &str) -> bool {
+    words.split_whitespace().any(|word| word == name)
 }
 
 fn is_server_or_chat(package: &Package) -> bool {
@@ -115,60 +61,48 @@ fn child_arm_of(sources: &[&Source]) -> Vec<Breach> {
     let mut breaches = Vec::new();
     let never: Vec<String> = sources.iter().flat_map(|source| functions_of_type_never(source)).collect();
     for source in sources {
-        let mut arms = Arms { source, never: &never, matched: Vec::new(), breaches: Vec::new() };
+        let mut arms = Arms { never: &never, matched: Vec::new(), bad: Vec::new() };
         arms.visit_file(&source.file);
-        breaches.append(&mut arms.breaches);
-        for (_, line) in forks(|calls| calls.visit_file(&source.file)) {
-            if !arms.matched.contains(&line) {
-                let reason = "fork outside `match unsafe { fork() }` with an arm for ForkResult::Child";
-                breaches.push(Breach::new(&source.path, line, reason));
-            }
-        }
+        let forks =
+            source.calls().into_iter().filter(|(name, line)| last(name) == "fork" && !arms.matched.contains(line));
+        let unmatched = "fork outside `match unsafe { fork() }` with an arm for ForkResult::Child";
+        breaches.extend(forks.map(|(_, line)| Breach::new(&source.path, line, unmatched)));
+        let bad = "the child's arm after fork must be a single call of a function of type `!`";
+        breaches.extend(arms.bad.iter().map(|line| Breach::new(&source.path, *line, bad)));
     }
     breaches
 }
 
-fn forks(visit: impl FnOnce(&mut source::Calls)) -> Vec<(String, usize)> {
-    let mut calls = source::calls(visit);
-    calls.retain(|(name, _)| last(name) == "fork");
-    calls
-}
-
 struct Arms<'s> {
-    source: &'s Source,
     never: &'s [String],
     /// Lines of the forks that are matched on.
     matched: Vec<usize>,
-    breaches: Vec<Breach>,
+    /// Lines of wrong arms.
+    bad: Vec<usize>,
 }
 
 impl<'a> Visit<'a> for Arms<'_> {
     fn visit_expr_match(&mut self, expression: &'a syn::ExprMatch) {
-        let forks = forks(|calls| calls.visit_expr(&expression.expr));
-        let is_child = |arm: &&syn::Arm| arm_names(&arm.pat).iter().any(|name| name == "Child");
+        let (fork, start) = (text(expression.expr.span()), expression.expr.span().start().line);
+        let forks: Vec<usize> =
+            calls_in(&fork).into_iter().filter(|(name, _)| last(name) == "fork").map(|(_, line)| line).collect();
+        let is_child = |arm: &&syn::Arm| text(arm.pat.span()).contains("Child");
         let children: Vec<&syn::Arm> = expression.arms.iter().filter(is_child).collect();
         if !forks.is_empty() && !children.is_empty() {
-            self.matched.extend(forks.iter().map(|(_, line)| *line));
-            for arm in children.iter().filter(|arm| !is_call_of(self.never, &arm.body)) {
-                let line = arm.body.span().start().line;
-                let reason = "the child's arm after fork must be a single call of a function of type `!`";
-                self.breaches.push(Breach::new(&self.source.path, line, reason));
-            }
+            self.matched.extend(forks.iter().map(|line| start + line - 1));
+            let bad = children.iter().filter(|arm| !is_call_of(self.never, &arm.body));
+            self.bad.extend(bad.map(|arm| arm.body.span().start().line));
         }
         visit::visit_expr_match(self, expression);
     }
 }
 
-fn arm_names(pattern: &syn::Pat) -> Vec<String> {
-    struct Names(Vec<String>);
-    impl<'a> Visit<'a> for Names {
-        fn visit_ident(&mut self, ident: &'a syn::Ident) {
-            self.0.push(ident.to_string());
-        }
-    }
-    let mut names = Names(Vec::new());
-    names.visit_pat(pattern);
-    names.0
+fn text(span: proc_macro2::Span) -> String {
+    span.source_text().unwrap_or_default()
+}
+
+fn calls_in(text: &str) -> Vec<(String, usize)> {
+    source::calls(text.parse().unwrap_or_default())
 }
 
 fn functions_of_type_never(source: &Source) -> Vec<String> {
@@ -195,29 +129,14 @@ pub fn handlers(tree: &Tree) -> Vec<Breach> {
 }
 
 fn handlers_of(source: &Source) -> Vec<Breach> {
-    let mut handlers = Handlers { source, breaches: Vec::new() };
-    handlers.visit_file(&source.file);
-    handlers.breaches
-}
-
-struct Handlers<'s> {
-    source: &'s Source,
-    breaches: Vec<Breach>,
-}
-
-impl<'a> Visit<'a> for Handlers<'_> {
-    fn visit_item_fn(&mut self, function: &'a syn::ItemFn) {
-        if function.sig.abi.is_some() {
-            for (name, line) in source::calls(|calls| calls.visit_block(&function.block)) {
-                if !IN_HANDLER.contains(&name.as_str()) {
-                    let reason =
-                        format!("{name} in a signal handler: only async-signal-safe calls, see signal-safety(7)");
-                    self.breaches.push(Breach::new(&self.source.path, line, reason));
-                }
-            }
-        }
-        visit::visit_item_fn(self, function);
-    }
+    let handlers = source::functions(source).into_iter().filter(|function| function.signature.starts_with("extern"));
+    let breaches = handlers.flat_map(|handler| {
+        let unsafe_calls = calls_in(&handler.body).into_iter().filter(|(name, _)| !is_in(IN_HANDLER, name));
+        let reason = |name| format!("{name} in a signal handler: only async-signal-safe calls, see signal-safety(7)");
+        let breach = |(name, line)| Breach::new(&source.path, handler.line + line - 1, reason(name));
+        unsafe_calls.map(breach).collect::<Vec<_>>()
+    });
+    breaches.collect()
 }
 
 #[cfg(test)]
@@ -229,7 +148,8 @@ mod tests {
     }
 
     #[test]
-    fn the_lesson_stays_out_of_the_library() {
+    fn call_of_a_lesson_in_a_library_is_a_breach() {
+        let all = format!("{LESSONS} {PROCESS}");
         for bad in [
             "fn f() { listener.accept(); }",
             "fn f() { nix::unistd::fork(); }",
@@ -239,12 +159,12 @@ mod tests {
             "fn f() { libc::epoll_pwait2(a); }",
             "fn f() { std::thread::Builder::new().spawn(f); }",
         ] {
-            assert_eq!(seam_of(&parse(bad)).len(), 1, "{bad}");
+            assert_eq!(seam_of(&parse(bad), "common", &all).len(), 1, "{bad}");
         }
         for good in
             ["fn f() { accept_failed(1); thread::sleep(x); }", "#[cfg(test)] mod tests { fn f() { panic!(); } }"]
         {
-            assert!(seam_of(&parse(good)).is_empty(), "{good}");
+            assert!(seam_of(&parse(good), "common", &all).is_empty(), "{good}");
         }
     }
 

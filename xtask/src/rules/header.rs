@@ -1,14 +1,11 @@
-//! The header comment of an example, and fragments that several examples share.
-
-use std::collections::BTreeMap;
+//! The header comment of an example.
 
 use testkit::catalogue::{Example, Overload};
 
 use crate::breach::Breach;
-use crate::tree::{Package, Tree};
+use crate::tree::Tree;
 
 const KEYS: [&str; 6] = ["Run", "Try", "Prev", "Next", "Diff base", "Overload"];
-const FRAGMENTS: usize = 3;
 
 /// The value of a key of the `//!` header; `None` also for the word `none`.
 pub fn value(text: &str, key: &str) -> Option<String> {
@@ -70,58 +67,6 @@ fn order(text: &str) -> Option<String> {
     (!title || found != KEYS).then(|| format!("the header must be a title and {KEYS:?}; found {found:?}"))
 }
 
-/// `// ANCHOR: name` to `// ANCHOR_END: name`: equal names are equal bytes, at most three in a file, never nested.
-pub fn fragments(tree: &Tree) -> Vec<Breach> {
-    let files: Vec<(&str, &str)> = tree
-        .packages_that(Package::is_example)
-        .flat_map(|package| tree.sources_of(package))
-        .map(|source| (source.path.as_str(), source.text.as_str()))
-        .collect();
-    fragments_of(&files)
-}
-
-fn fragments_of(files: &[(&str, &str)]) -> Vec<Breach> {
-    let mut seen: BTreeMap<String, (String, String)> = BTreeMap::new();
-    let mut breaches = Vec::new();
-    for (path, text) in files {
-        let mut open: Option<(String, String)> = None;
-        let mut count = 0;
-        for (number, line) in text.lines().enumerate() {
-            if let Some(name) = line.trim().strip_prefix("// ANCHOR: ") {
-                count += 1;
-                if open.is_some() || count > FRAGMENTS {
-                    breaches.push(Breach::new(
-                        path,
-                        number + 1,
-                        format!("anchor {name}: nested, or more than {FRAGMENTS} in a file"),
-                    ));
-                }
-                open = Some((name.to_owned(), String::new()));
-            } else if let Some(name) = line.trim().strip_prefix("// ANCHOR_END: ") {
-                let Some((_, body)) = open.take().filter(|(begun, _)| begun == name) else {
-                    breaches.push(Breach::new(path, number + 1, format!("anchor {name} ends and has not begun")));
-                    continue;
-                };
-                let (first, known) = seen.entry(name.to_owned()).or_insert_with(|| ((*path).to_owned(), body.clone()));
-                if *known != body {
-                    breaches.push(Breach::new(
-                        path,
-                        number + 1,
-                        format!("anchor {name} differs from the one in {first}"),
-                    ));
-                }
-            } else if let Some((_, body)) = &mut open {
-                body.push_str(line);
-                body.push('\n');
-            }
-        }
-        if let Some((name, _)) = open {
-            breaches.push(Breach::new(path, 1, format!("anchor {name} never ends")));
-        }
-    }
-    breaches
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,14 +80,5 @@ mod tests {
             assert!(order(bad).is_some(), "{bad}");
         }
         assert_eq!((value(GOOD, "Diff base").as_deref(), value(GOOD, "Prev")), (Some("x"), None));
-    }
-
-    #[test]
-    fn equal_names_are_equal_bytes() {
-        let with = |body: &str| format!("// ANCHOR: a\n{body}\n// ANCHOR_END: a\n");
-        assert!(fragments_of(&[("x", &with("one")), ("y", &with("one"))]).is_empty());
-        assert_eq!(fragments_of(&[("x", &with("one")), ("y", &with("two"))]).len(), 1);
-        assert_eq!(fragments_of(&[("x", "// ANCHOR: a\n")]).len(), 1);
-        assert_eq!(fragments_of(&[("x", "// ANCHOR: a\n// ANCHOR: b\n// ANCHOR_END: b\n")]).len(), 1);
     }
 }

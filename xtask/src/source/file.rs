@@ -7,7 +7,8 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 use super::attributes::is_test;
-use super::lexer::{self, Line};
+use super::calls;
+use super::lines::{self, Line};
 
 /// A parsed file.
 pub struct Source {
@@ -34,7 +35,7 @@ impl Source {
         let mut tests = Tests(Vec::new());
         tests.visit_file(&file);
         let (path, text) = (path.to_owned(), text.to_owned());
-        Ok(Source { path, lines: lexer::lines(&text), text, file, tests: tests.0 })
+        Ok(Source { path, lines: lines::lines(&text), text, file, tests: tests.0 })
     }
 
     /// `tests.rs` and the files of a folder `tests` belong to a module for tests.
@@ -43,17 +44,27 @@ impl Source {
     }
 
     pub fn size(&self) -> Size {
-        let outside = |number: usize| !self.tests.iter().any(|range| range.contains(&number));
-        let shown: Vec<&Line> = (1..).zip(&self.lines).filter(|(n, _)| outside(*n)).map(|(_, line)| line).collect();
-        let code = shown.iter().filter(|line| line.code).count();
-        let comments = shown.iter().filter(|line| line.comment && !line.code).count();
-        Size { code, comments }
+        let outside = |line: usize| !self.is_test(line);
+        let shown: Vec<Line> = (1..).zip(&self.lines).filter(|(n, _)| outside(*n)).map(|(_, line)| *line).collect();
+        let count = |kind| shown.iter().filter(|line| **line == kind).count();
+        Size { code: count(Line::Code), comments: count(Line::Comment) }
+    }
+
+    /// The calls outside tests, with their lines.
+    pub fn calls(&self) -> Vec<(String, usize)> {
+        let mut calls = calls::calls(self.text.parse().unwrap_or_default());
+        calls.retain(|(_, line)| !self.is_test(*line));
+        calls
+    }
+
+    fn is_test(&self, line: usize) -> bool {
+        self.tests.iter().any(|range| range.contains(&line))
     }
 
     /// Lines of code between these two lines.
     pub fn code_lines(&self, lines: RangeInclusive<usize>) -> usize {
         let (skipped, end) = (lines.start().saturating_sub(1), *lines.end());
-        self.lines.iter().take(end).skip(skipped).filter(|line| line.code).count()
+        self.lines.iter().take(end).skip(skipped).filter(|line| **line == Line::Code).count()
     }
 
     /// The lines with more columns than `most`, with their columns.
@@ -100,6 +111,12 @@ mod tests {
         let text = "use a;\n#[cfg(test)]\nmod tests {\n    fn f() {}\n}\nfn g() {}\n";
         let source = Source::parse("x.rs", text).unwrap();
         assert_eq!(source.size(), Size { code: 2, comments: 0 });
+    }
+
+    #[test]
+    fn calls_in_tests_are_left_out() {
+        let text = "fn f() { a(); }\n#[cfg(test)]\nmod t {\n    fn g() { accept(); }\n}\n#[test]\nfn t() { accept(); }";
+        assert_eq!(Source::parse("x.rs", text).unwrap().calls(), [("a".to_owned(), 1)]);
     }
 
     #[test]

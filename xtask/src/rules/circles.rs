@@ -1,0 +1,223 @@
+//! The files of a library or tool use each other in one direction only.
+//!
+//! A file uses another one if its code names something in it by a path of modules. A `mod` declaration is no use, and a
+//! `pub use` is none: the path is followed to the file that has the name.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use syn::visit::{self, Visit};
+
+use crate::breach::Breach;
+use crate::limits;
+use crate::source::{Source, is_test};
+use crate::tree::Tree;
+
+/// The names of modules, from the root of a crate.
+type Module = Vec<String>;
+
+/// A file of a crate.
+#[derive(Default)]
+struct File {
+    path: String,
+    /// Every path in its code, with the line.
+    paths: Vec<(Module, usize)>,
+    /// `pub use`: a name, and the path that it stands for.
+    exports: BTreeMap<String, Module>,
+}
+
+type Files = BTreeMap<Module, File>;
+
+pub fn files(tree: &Tree) -> Vec<Breach> {
+    let crates = tree.packages_that(|package| !package.is_example() && limits::binds(&package.folder));
+    let roots = crates.flat_map(|package| package.roots.iter().map(move |root| (package, root)));
+    roots.flat_map(|(package, root)| circles(&files_of(tree.sources_of(package), root))).collect()
+}
+
+fn files_of<'t>(sources: impl Iterator<Item = &'t Source>, root: &str) -> Files {
+    let folder = root.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let mut files = Files::new();
+    for source in sources {
+        let Some(rest) = source.path.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/')) else { continue };
+        let module = rest.trim_end_matches(".rs").trim_end_matches("/mod");
+        let module: Module =
+            if source.path == root { Module::new() } else { module.split('/').map(str::to_owned).collect() };
+        let mut file = File { path: source.path.clone(), ..File::default() };
+        file.visit_file(&source.file);
+        files.insert(module, file);
+    }
+    files
+}
+
+/// One breach for each circle.
+fn circles(files: &Files) -> Vec<Breach> {
+    let mut uses: BTreeMap<&Module, BTreeMap<&Module, usize>> = BTreeMap::new();
+    for (module, file) in files {
+        for (path, line) in &file.paths {
+            let used = resolve(files, module, path, 0).filter(|used| *used != module);
+            used.into_iter().for_each(|used| _ = uses.entry(module).or_default().entry(used).or_insert(*line));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    let mut breaches = Vec::new();
+    for (module, used) in &uses {
+        for (next, line) in used {
+            let Some(way) = way(&uses, next, module) else { continue };
+            if seen.insert(way.iter().copied().collect::<BTreeSet<_>>()) {
+                let path = |module: &Module| files.get(module).map_or("", |file| file.path.as_str());
+                let names: Vec<&str> = way.iter().map(|module| path(module)).collect();
+                breaches.push(Breach::new(
+                    path(module),
+                    *line,
+                    format!("circle of files: this one -> {}", names.join(" -> ")),
+                ));
+            }
+        }
+    }
+    breaches
+}
+
+/// The file that a path in a module leads to.
+fn resolve<'f>(files: &'f Files, from: &Module, path: &[String], depth: usize) -> Option<&'f Module> {
+    let mut names = path.iter().peekable();
+    let mut at = from.clone();
+    match path.first().map(String::as_str) {
+        Some("crate") => at.clear(),
+        Some("self") => {}
+        Some("super") => _ = at.pop(),
+        Some(name) if depth > 0 || files.contains_key(&[from.as_slice(), &[name.to_owned()]].concat()) => {
+            return descend(files, at, path, depth);
+        }
+        _ => return None,
+    }
+    names.next();
+    while names.next_if(|name| *name == "super").is_some() {
+        at.pop();
+    }
+    descend(files, at, &names.cloned().collect::<Vec<_>>(), depth)
+}
+
+/// Goes down from a module while the names are files, then through a `pub use`.
+fn descend<'f>(files: &'f Files, mut at: Module, names: &[String], depth: usize) -> Option<&'f Module> {
+    let mut rest = names;
+    while let [name, tail @ ..] = rest {
+        at.push(name.clone());
+        if !files.contains_key(&at) {
+            at.pop();
+            break;
+        }
+        rest = tail;
+    }
+    let (module, file) = files.get_key_value(&at)?;
+    match rest.first().and_then(|name| file.exports.get(name)) {
+        Some(export) if depth < 5 => resolve(files, module, export, depth + 1),
+        _ => Some(module),
+    }
+}
+
+/// The shortest way from one file to another.
+fn way<'f>(
+    uses: &BTreeMap<&'f Module, BTreeMap<&'f Module, usize>>,
+    from: &'f Module,
+    to: &'f Module,
+) -> Option<Vec<&'f Module>> {
+    let mut queue = VecDeque::from([vec![from]]);
+    let mut seen = BTreeSet::from([from]);
+    while let Some(way) = queue.pop_front() {
+        let last = *way.last()?;
+        if last == to {
+            return Some(way);
+        }
+        for next in uses.get(last).into_iter().flat_map(BTreeMap::keys).filter(|next| seen.insert(**next)) {
+            queue.push_back([way.as_slice(), &[*next]].concat());
+        }
+    }
+    None
+}
+
+impl<'a> Visit<'a> for File {
+    fn visit_item_mod(&mut self, module: &'a syn::ItemMod) {
+        if !is_test(&module.attrs) {
+            visit::visit_item_mod(self, module);
+        }
+    }
+
+    fn visit_item_use(&mut self, item: &'a syn::ItemUse) {
+        if !is_test(&item.attrs) {
+            let is_export = !matches!(item.vis, syn::Visibility::Inherited);
+            self.add_use(&item.tree, &mut Module::new(), is_export);
+        }
+    }
+
+    fn visit_path(&mut self, path: &'a syn::Path) {
+        let names: Module = path.segments.iter().map(|part| part.ident.to_string()).collect();
+        let line = path.segments.first().map_or(1, |part| part.ident.span().start().line);
+        if names.len() > 1 {
+            self.paths.push((names, line));
+        }
+        visit::visit_path(self, path);
+    }
+}
+
+impl File {
+    fn add_use(&mut self, tree: &syn::UseTree, before: &mut Module, is_export: bool) {
+        let (ident, name) = match tree {
+            syn::UseTree::Path(path) => {
+                before.push(path.ident.to_string());
+                self.add_use(&path.tree, before, is_export);
+                before.pop();
+                return;
+            }
+            syn::UseTree::Group(group) => {
+                return group.items.iter().for_each(|tree| self.add_use(tree, before, is_export));
+            }
+            syn::UseTree::Glob(_) => return self.paths.push((before.clone(), 1)),
+            syn::UseTree::Name(name) => (&name.ident, &name.ident),
+            syn::UseTree::Rename(rename) => (&rename.ident, &rename.rename),
+        };
+        let mut path = before.clone();
+        if ident != "self" {
+            path.push(ident.to_string());
+        }
+        match is_export {
+            true => _ = self.exports.insert(name.to_string(), path),
+            false => self.paths.push((path, ident.span().start().line)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn circles_in(files: &[(&str, &str)]) -> Vec<Breach> {
+        let sources: Vec<Source> = files.iter().map(|(path, text)| Source::parse(path, text).unwrap()).collect();
+        circles(&files_of(sources.iter(), "x/src/lib.rs"))
+    }
+
+    #[test]
+    fn circle_is_a_breach() {
+        let lib = ("x/src/lib.rs", "mod a; mod b; pub use a::A;");
+        let uses_b = ("x/src/a.rs", "use crate::b::B; pub struct A;");
+        assert_eq!(circles_in(&[lib, uses_b, ("x/src/b.rs", "pub struct B;")]), []);
+        for back in ["use crate::a::A;", "use super::a;", "fn f() { crate::a::g() }", "use crate::A;"] {
+            let found = circles_in(&[lib, uses_b, ("x/src/b.rs", back)]);
+            assert_eq!(found.len(), 1, "{back}");
+            assert!(found[0].reason.contains("x/src/b.rs -> x/src/a.rs"), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn child_that_uses_its_parent_is_a_breach_if_the_parent_uses_it() {
+        let child = ("x/src/a/c.rs", "use super::A; pub fn f() {}");
+        let parent = |text| [("x/src/lib.rs", "mod a;"), ("x/src/a.rs", text), child];
+        assert_eq!(circles_in(&parent("mod c; pub struct A;")), []);
+        assert_eq!(circles_in(&parent("mod c; pub use c::f; pub struct A;")), []);
+        assert_eq!(circles_in(&parent("mod c; pub struct A; fn g() { c::f() }")).len(), 1);
+    }
+
+    #[test]
+    fn tests_may_use_everything() {
+        let tests = "pub struct B; #[cfg(test)] mod tests { use crate::a::A; }";
+        assert_eq!(circles_in(&[("x/src/lib.rs", ""), ("x/src/a.rs", "use crate::b::B;"), ("x/src/b.rs", tests)]), []);
+    }
+}
