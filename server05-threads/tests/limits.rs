@@ -1,4 +1,5 @@
-//! What this example promises beyond the suite: a kernel without threads to give, and a bounded number of them.
+//! What this example promises beyond the suite: a failed clone costs one client, and the number of
+//! threads is limited.
 
 use testkit::tools::{self, Injection};
 use testkit::{End, Peer, Server, oracle};
@@ -9,16 +10,17 @@ fn threads(server: &Server) -> i64 {
     server.family().iter().map(|proc| proc.threads).sum()
 }
 
-/// A13: thread::spawn would panic here, and the acceptor with it.
+/// A13: thread::spawn would panic here and end the main thread.
 #[test]
-fn a_thread_that_cannot_be_made_costs_one_client() {
-    if !tools::have("strace", "a_thread_that_cannot_be_made_costs_one_client") {
+fn failed_clone_closes_one_connection_and_the_server_goes_on() {
+    if !tools::have("strace", "failed_clone_closes_one_connection_and_the_server_goes_on") {
         return;
     }
     let server = Server::start(BIN, &[]);
     let base = oracle::Baseline::of(&server);
     for errno in ["EAGAIN", "ENOMEM"] {
-        let injection = Injection::attach(&[server.pid()], false, &format!("clone3,?clone:error={errno}:when=1"));
+        let call = format!("clone3,?clone:error={errno}:when=1");
+        let injection = Injection::attach(&[server.pid()], false, &call);
         let mut peer = server.connect();
         let (bytes, end) = peer.read_to_end();
         assert!(bytes.is_empty() && end != End::Silence, "{errno}");
@@ -29,9 +31,10 @@ fn a_thread_that_cannot_be_made_costs_one_client() {
     oracle::finish(server, &base);
 }
 
-/// Silent clients far beyond the limit: they wait in the backlog, and there is no thread for them.
+/// Far more clients than the limit connect and send a request. They wait in the backlog without a
+/// thread, and are served when the first clients have gone.
 #[test]
-fn the_threads_are_counted() {
+fn clients_over_the_limit_wait_without_a_thread() {
     const LIMIT: usize = 4;
     let server = Server::start(BIN, &["--max-conns", "4"]);
     let base = oracle::Baseline::of(&server);
@@ -45,7 +48,7 @@ fn the_threads_are_counted() {
     assert!(late.iter().all(Peer::is_waiting));
     drop(served);
     for mut peer in late {
-        assert!(peer.read_exactly(20) == testkit::pattern(20), "served in turn");
+        assert!(peer.read_exactly(20) == testkit::pattern(20), "a client of the backlog is served");
     }
     oracle::finish(server, &base);
 }
