@@ -5,7 +5,7 @@
 //! Prev: server05-threads
 //! Next: server06a-queue
 //! Diff base: server05-threads
-//! Overload: queue (in the listener's backlog, until a thread calls accept again)
+//! Overload: queue (while all threads are busy, clients wait in the listener's backlog)
 
 use std::io::ErrorKind::Interrupted;
 use std::thread::{self, Builder};
@@ -28,17 +28,19 @@ struct Args {
 
 fn main() -> Result<(), Failed> {
     let Args { server, pool } = Args::parse();
+    // SIGTERM and SIGINT request a shutdown. A signal also interrupts accept (EINTR).
     shutdown::on_signals(&server.limits)?;
     let listener = server.listen()?;
+    // A shutdown makes accept on this socket fail, even if the signal arrives before the call.
     shutdown::register(&listener);
 
-    // The scope ends when all of its threads have ended, so they may borrow the listener.
+    // The scope waits for all of its threads, so they may borrow the listener.
     thread::scope(|scope| {
         let mut workers = Vec::new();
         for _ in 0..pool.workers {
-            // Builder, because Scope::spawn panics if the kernel cannot create a thread. After an
-            // error the scope still waits for the threads that exist: the shutdown ends them.
+            // Builder, because Scope::spawn panics if the kernel cannot create a thread.
             let worker = Builder::new().spawn_scoped(scope, || accept_loop(&listener, &server));
+            // After an error the scope still waits for the other threads: the shutdown ends them.
             workers.push(worker.inspect_err(|_| shutdown::request()).context("clone")?);
         }
         report::ready(&listener);
@@ -53,10 +55,13 @@ fn main() -> Result<(), Failed> {
 /// same accept. Each new connection wakes one of them, the one that has slept longest.
 fn accept_loop(listener: &Socket, server: &Server) -> Result<(), Failed> {
     while !shutdown::requested() {
+        // Sleep until a client connects.
         match listener.accept() {
+            // Serve this client until its session ends. The end of this arm closes the connection.
             Ok((mut conn, peer)) => server.serve(&mut conn, &peer),
             // A signal interrupted accept.
             Err(e) if e.kind() == Interrupted => continue,
+            // Log the error, and pause after EMFILE. An unusable listener ends the server.
             Err(e) => server.accept_failed(&e)?,
         }
     }

@@ -1,10 +1,11 @@
-//! Kernel truth (q): what wakes a thread that sleeps in accept, and what does not.
+//! Kernel truth (q): shutdown wakes a thread that sleeps in accept, and close does not.
 #![allow(clippy::unwrap_used, clippy::panic)] // test code
 
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::ptr::null_mut;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::thread;
 
@@ -12,74 +13,85 @@ use nix::errno::Errno;
 use nix::unistd::gettid;
 use testkit::{Server, eventually, procs};
 
-/// A listener, and a thread that sleeps in accept on it: its address, its number, and what accept will have returned.
-fn sleeper() -> (SocketAddr, RawFd, i32, Receiver<nix::Result<RawFd>>) {
+/// A listener, and a thread that sleeps in accept on it.
+struct Sleeper {
+    addr: SocketAddr,
+    fd: RawFd,
+    tid: i32,
+    /// What accept returns.
+    accepted: Receiver<nix::Result<RawFd>>,
+}
+
+fn sleeper() -> Sleeper {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let at = listener.local_addr().unwrap();
+    let addr = listener.local_addr().unwrap();
     let fd = listener.into_raw_fd();
-    let (tell, told) = channel();
-    let (tell_tid, tid) = channel();
+    let (result, accepted) = channel();
+    let (own_tid, tid) = channel();
     thread::spawn(move || {
-        tell_tid.send(gettid().as_raw()).unwrap();
-        // SAFETY: null pointers say that the peer's address is not wanted.
-        let accepted = unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC) };
-        tell.send(Errno::result(accepted)).unwrap();
+        own_tid.send(gettid().as_raw()).unwrap();
+        // SAFETY: null pointers mean that the caller does not want the peer's address.
+        let conn = unsafe { libc::accept4(fd, null_mut(), null_mut(), libc::SOCK_CLOEXEC) };
+        result.send(Errno::result(conn)).unwrap();
     });
     let tid = tid.recv().unwrap();
-    eventually("it sleeps in accept", || sleeps_in_accept(tid).then_some(()));
-    (at, fd, tid, told)
+    eventually("the thread sleeps in accept", || sleeps_in_accept(tid).then_some(()));
+    Sleeper { addr, fd, tid, accepted }
 }
 
 fn sleeps_in_accept(tid: i32) -> bool {
-    fs::read_to_string(format!("/proc/self/task/{tid}/wchan")).is_ok_and(|at| at == "inet_csk_accept")
+    let wchan = fs::read_to_string(format!("/proc/self/task/{tid}/wchan"));
+    wchan.is_ok_and(|function| function == "inet_csk_accept")
 }
 
 fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the caller has the number from the kernel, and hands it over.
+    // SAFETY: the kernel returned this number to this test, and the caller gives up its copy.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// The call holds the file as long as it sleeps. The next client is accepted by a listener that no number names any more.
+/// The call in progress holds a reference to the socket. accept returns the next connection,
+/// although no descriptor refers to the listener any more.
 #[test]
 fn truth_q_close_does_not_wake_accept_and_the_next_client_is_accepted() {
-    let (at, fd, tid, told) = sleeper();
+    let Sleeper { addr, fd, tid, accepted } = sleeper();
     drop(own(fd)); // close
-    thread::sleep(std::time::Duration::from_millis(300)); // in which nothing is to happen
-    assert_eq!(told.try_recv(), Err(TryRecvError::Empty));
+    thread::sleep(std::time::Duration::from_millis(300)); // accept has time to return, but does not
+    assert_eq!(accepted.try_recv(), Err(TryRecvError::Empty));
     assert!(sleeps_in_accept(tid));
 
-    let mut client = TcpStream::connect(at).unwrap();
-    let conn = own(told.recv_timeout(testkit::PATIENCE).unwrap().unwrap());
+    let mut client = TcpStream::connect(addr).unwrap();
+    let conn = own(accepted.recv_timeout(testkit::PATIENCE).unwrap().unwrap());
     client.write_all(b"x").unwrap();
     let conn = TcpStream::from(conn);
-    assert_eq!(conn.peek(&mut [0]).unwrap(), 1, "a connection like any other");
-    // With that call the last reference is gone.
-    eventually("refused", || TcpStream::connect(at).is_err().then_some(()));
+    assert_eq!(conn.peek(&mut [0]).unwrap(), 1, "the connection works");
+    // The call has returned, and with it the last reference to the listener is gone.
+    eventually("connections are refused", || TcpStream::connect(addr).is_err().then_some(()));
 }
 
 #[test]
-fn truth_q_shutdown_wakes_accept_with_einval_and_every_later_one() {
-    let (at, fd, _, told) = sleeper();
+fn truth_q_shutdown_wakes_accept_with_einval_and_later_calls_fail_too() {
+    let Sleeper { addr, fd, accepted, .. } = sleeper();
     let listener = own(fd);
     // SAFETY: the listener is open.
     assert_eq!(unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RD) }, 0);
-    assert_eq!(told.recv_timeout(testkit::PATIENCE).unwrap(), Err(Errno::EINVAL));
-    // SAFETY: null pointers say that the peer's address is not wanted.
-    let again = unsafe { libc::accept(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };
+    assert_eq!(accepted.recv_timeout(testkit::PATIENCE).unwrap(), Err(Errno::EINVAL));
+    // SAFETY: null pointers mean that the caller does not want the peer's address.
+    let again = unsafe { libc::accept(listener.as_raw_fd(), null_mut(), null_mut()) };
     assert_eq!(Errno::result(again), Err(Errno::EINVAL));
-    assert!(TcpStream::connect(at).is_err(), "and clients are refused while the listener is open");
+    assert!(TcpStream::connect(addr).is_err(), "the kernel refuses clients of the open listener");
 }
 
-/// The same on the real pool: one shutdown on the listener, made by somebody else, and all eight threads return from
-/// accept. A signal does no more than that in this server; without one it is an error.
+/// The same with the real pool: another process shuts the listener down, and all eight threads
+/// return from accept. No signal has requested a shutdown, so this is an error of the server.
 #[test]
-fn truth_q_one_shutdown_wakes_the_whole_pool() {
+fn truth_q_one_shutdown_of_the_listener_wakes_the_whole_pool() {
     let mut server = Server::start(env!("CARGO_BIN_EXE_server06-prethread"), &[]);
-    let threads = || fs::read_dir(format!("/proc/{}/task", server.pid())).into_iter().flatten().flatten();
     let in_accept = || {
-        threads().filter(|task| fs::read_to_string(task.path().join("wchan")).is_ok_and(|at| at == "inet_csk_accept"))
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten();
+        let wchan = tasks.filter_map(|task| fs::read_to_string(task.path().join("wchan")).ok());
+        wchan.filter(|function| function == "inet_csk_accept").count()
     };
-    eventually("all sleep in accept", || (in_accept().count() == 8).then_some(()));
+    eventually("all threads sleep in accept", || (in_accept() == 8).then_some(()));
     procs::borrow_listener(server.pid()).shutdown(Shutdown::Read).unwrap();
     let status = server.wait();
     assert_eq!(status.code(), Some(1), "{}", server.log());
