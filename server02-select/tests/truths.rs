@@ -1,4 +1,5 @@
-//! Kernel truth (i): an fd_set ends at 1024, the kernel does not, and what matters is the number of the descriptor.
+//! Verified kernel behavior (i): the fd_set of the C library ends at 1024. The kernel has no such limit.
+//! The number of the descriptor counts, not how many descriptors are watched.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // test code
 
 use std::io::{Write, pipe};
@@ -11,7 +12,7 @@ use testkit::oracle::{self, Baseline};
 use testkit::{End, Peer, Server, procs};
 
 const FD_SETSIZE: usize = 1024;
-/// Beyond what an fd_set can hold.
+/// A number that an fd_set has no bit for.
 const BEYOND: RawFd = 1030;
 
 fn raise_limit() {
@@ -21,16 +22,16 @@ fn raise_limit() {
 /// A copy with the lowest free number from `BEYOND` on.
 fn beyond(fd: &impl AsRawFd) -> OwnedFd {
     raise_limit();
-    // SAFETY: makes a descriptor.
+    // SAFETY: fcntl creates a descriptor and changes no memory.
     let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, BEYOND) };
     assert!(copy >= BEYOND, "fcntl: {}", std::io::Error::last_os_error());
-    // SAFETY: the kernel has just made it, and nobody else has it.
+    // SAFETY: the kernel has just created the descriptor, and no other value owns it.
     unsafe { OwnedFd::from_raw_fd(copy) }
 }
 
-/// The 1025th connection would be the first that no set can hold. Refused with a line, and the server stays up.
+/// The descriptor of the 1025th connection would have no bit in a set.
 #[test]
-fn truth_i_the_client_that_no_set_can_hold_is_refused_politely() {
+fn truth_i_client_without_a_bit_in_the_set_is_rejected_with_err_busy() {
     raise_limit();
     let server = Server::start(env!("CARGO_BIN_EXE_server02-select"), &[]);
     let base = Baseline::of(&server);
@@ -42,7 +43,7 @@ fn truth_i_the_client_that_no_set_can_hold_is_refused_politely() {
     oracle::finish(server, &base);
 }
 
-/// The same call with a larger map: the limit is the library's.
+/// The same call with a larger set: the limit is in the library.
 #[test]
 fn truth_i_the_kernel_selects_a_descriptor_beyond_fd_setsize() {
     let (reader, mut writer) = pipe().unwrap();
@@ -56,28 +57,29 @@ fn truth_i_the_kernel_selects_a_descriptor_beyond_fd_setsize() {
         map[word] = bit;
         let mut now = libc::timeval { tv_sec: 0, tv_usec: 0 };
         let (reads, none) = (map.as_mut_ptr().cast(), ptr::null_mut());
-        // SAFETY: the kernel reads and writes as many bits as the first argument says, and the map has more.
+        // SAFETY: the kernel reads and writes as many bits as the first argument says. The map has more.
         let n = unsafe { libc::select(fd + 1, reads, none, none, &mut now) };
         assert_eq!(n, ready, "{}", std::io::Error::last_os_error());
         assert_eq!(map[word], if ready == 1 { bit } else { 0 });
     }
 }
 
-/// In C it writes beyond the set. The function of the libc crate looks, panics where nothing may unwind, and so aborts:
-/// better than corrupted memory, and still the end of the server for all its clients. Aborted is a process of its own.
+/// In C, FD_SET of such a number writes past the end of the set. The function of the libc crate checks
+/// the number and panics in a function that must not unwind, so the process aborts. The test runs it in
+/// a process of its own.
 #[test]
 fn truth_i_fd_set_of_the_libc_crate_aborts_the_process() {
     const TEST: &str = "truth_i_fd_set_of_the_libc_crate_aborts_the_process";
     if let Ok(fd) = std::env::var("FD_SET") {
         // SAFETY: all zero bytes are an empty set.
         let mut set: libc::fd_set = unsafe { mem::zeroed() };
-        // SAFETY: the function does not write where the set ends: that is what is tested.
+        // SAFETY: the function does not write past the end of the set. This is what the test checks.
         unsafe { libc::FD_SET(fd.parse().unwrap(), &mut set) };
         return;
     }
-    for (fd, signal) in
-        [(FD_SETSIZE as i32 - 1, None), (FD_SETSIZE as i32, Some(libc::SIGABRT)), (BEYOND, Some(libc::SIGABRT))]
-    {
+    let last = FD_SETSIZE as RawFd - 1;
+    let abort = Some(libc::SIGABRT);
+    for (fd, signal) in [(last, None), (last + 1, abort), (BEYOND, abort)] {
         let mut again = Command::new(std::env::current_exe().unwrap());
         again.args(["--exact", TEST, "--nocapture"]).env("FD_SET", fd.to_string());
         let output = again.output().unwrap();

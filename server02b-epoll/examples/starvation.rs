@@ -30,11 +30,18 @@ pub enum Reads {
 fn main() -> io::Result<()> {
     let mut out = io::stdout();
     let _ = writeln!(out, "{:26}{:>10}{:>10}", "reads", "median ms", "most ms");
-    for (reads, name) in [(Reads::OneBlock, "one block for each event"), (Reads::UntilEagain, "until EAGAIN")] {
+    for (reads, name) in
+        [(Reads::OneBlock, "one block for each event"), (Reads::UntilEagain, "until EAGAIN")]
+    {
         let mut times = waits(reads, 50)?;
         times.sort();
         let ms = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1000.0);
-        let _ = writeln!(out, "{name:26}{:>10.2}{:>10.2}", ms(times.get(times.len() / 2)), ms(times.last()));
+        let _ = writeln!(
+            out,
+            "{name:26}{:>10.2}{:>10.2}",
+            ms(times.get(times.len() / 2)),
+            ms(times.last())
+        );
     }
     Ok(())
 }

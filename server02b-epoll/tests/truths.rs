@@ -33,7 +33,8 @@ impl Watched {
         let (conn, _) = listener.accept().unwrap();
         client.write_all(&vec![b'x'; bytes]).unwrap();
         arrived(&conn, bytes);
-        let watched = Watched { client, conn, epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap() };
+        let watched =
+            Watched { client, conn, epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap() };
         watched.epoll.add(&watched.conn, EpollEvent::new(interest, 7)).unwrap();
         watched
     }
@@ -63,7 +64,9 @@ fn reported(epoll: &Epoll) -> usize {
 
 fn arrived(conn: &TcpStream, bytes: usize) {
     let mut buffer = vec![0; bytes + 1];
-    eventually("the bytes arrive", || (bytes == 0 || conn.peek(&mut buffer).unwrap() >= bytes).then_some(()));
+    eventually("the bytes arrive", || {
+        (bytes == 0 || conn.peek(&mut buffer).unwrap() >= bytes).then_some(())
+    });
 }
 
 #[test]
@@ -81,7 +84,10 @@ fn truth_j_edge_triggered_reports_once_and_again_when_one_more_byte_comes() {
     let mut watched = Watched::with(2048, EDGE);
     assert!(watched.is_reported());
     watched.read(512);
-    assert!(!watched.is_reported() && !watched.is_reported(), "1536 bytes wait, and nobody says so");
+    assert!(
+        !watched.is_reported() && !watched.is_reported(),
+        "1536 bytes wait, and nobody says so"
+    );
     watched.send_one(1536);
     assert!(watched.is_reported());
     assert!(!watched.is_reported());
@@ -146,7 +152,9 @@ fn truth_j_reading_until_eagain_starves_the_others() {
     for _ in 0..5 {
         let fair = median(starvation::waits(Reads::OneBlock, 30).unwrap());
         let starved = median(starvation::waits(Reads::UntilEagain, 30).unwrap());
-        eprintln!("a quiet client waits {fair:?} with one block for each event, {starved:?} with all until EAGAIN");
+        eprintln!(
+            "a quiet client waits {fair:?} with one block for each event, {starved:?} with all until EAGAIN"
+        );
         if starved >= 5 * fair {
             return;
         }
