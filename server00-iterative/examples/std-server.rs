@@ -1,4 +1,4 @@
-//! Ten lines, as a book on Rust has them. What they do besides, strace shows.
+//! A server in ten lines with std's TcpListener. strace shows the options that std sets.
 //!
 //! Run: cargo build -p server00-iterative --example std-server
 //! Try: strace -f target/debug/examples/std-server

@@ -1,11 +1,11 @@
-//! TCP pre-forked server with descriptor passing: the parent accepts and hands each client to a free child.
+//! TCP pre-forked server with descriptor passing: the parent accepts, a free child serves.
 //!
-//! Run: cargo run -p server04-fdpass -- -v
+//! Run: cargo run -p server04-fdpass
 //! Try: cargo run -p client -- -i localhost -p 2000 -c 5 -t 10 -b 1024
 //! Prev: server03b-reuseport
 //! Next: server05-threads
 //! Diff base: server03-prefork
-//! Overload: queue (in the listener's backlog: the parent accepts only when a worker is free)
+//! Overload: queue (while all workers are busy, clients wait in the listener's backlog)
 
 mod fd_channel;
 
@@ -25,12 +25,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{ForkResult, fork};
 use socket2::{Domain, Socket, Type};
 
-/// What a worker writes to the parent when it can take a client: a credit for one.
-const FREE: u8 = b'f';
-/// How often a worker without a free descriptor looks for one.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// TCP pre-forked server with descriptor passing
+/// TCP pre-forked server with descriptor passing: the parent accepts, a free child serves
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
@@ -41,101 +36,121 @@ struct Args {
 
 fn main() -> Result<(), Failed> {
     let Args { server, pool } = Args::parse();
-    // It takes signals in `sleep` only: no child can end, and no stop be asked for, between a look and a sleep.
+    // SIGCHLD, SIGTERM and SIGINT are blocked, except in `sleep`. So none of them is lost between
+    // a check and the sleep.
     let mut pool = Supervisor::new(pool.workers, &server)?;
     let listener = server.listen()?;
-    // One channel for all: a client goes down to whichever worker takes it, a byte comes up from each one that is free.
-    // A worker that dies has not taken what is on its way, so another one gets it. SEQPACKET: messages are never merged.
-    let (ours, theirs) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).context("socketpair")?;
-    // The parent sleeps in ppoll and nowhere else: not in accept for a client that has gone away since, and not in
-    // sendmsg for workers that are stopped.
+    // The parent sends connections to the workers, and a worker sends one byte when it is free.
+    // All workers share one end of the pair: any free worker receives the next connection.
+    let (parent_end, worker_end) =
+        Socket::pair(Domain::UNIX, Type::SEQPACKET, None).context("socketpair")?;
+    // The parent sleeps only in ppoll. These calls must not block: accept, sendmsg and recv.
     listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
-    ours.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
+    parent_end.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
 
     let mut free_workers = 0;
     let mut outcome = Ok(());
     while pool.is_running() {
+        // Fork until the pool is complete: at the start, and after a worker has ended.
         while pool.needs_worker() {
-            // SAFETY: this process has one thread, so the child may do whatever the parent may.
+            // SAFETY: this process has one thread, so the child may call any function.
             match unsafe { fork() } {
-                Ok(ForkResult::Child) => child((listener, ours), &theirs, &server),
+                // The child receives connections and serves them, one after the other.
+                Ok(ForkResult::Child) => child((listener, parent_end), &worker_end, &server),
                 Ok(ForkResult::Parent { child }) => pool.add(child),
                 Err(e) => pool.failed("fork", e),
             }
         }
-        // The listener is asked only while a worker is free: the other clients wait in its backlog.
-        let mut fds = vec![PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
+        pool.ready(&listener);
+        // The parent sleeps until a worker is free, or a client connects while a worker is free.
+        // While no worker is free, clients wait in the backlog.
+        let mut fds = vec![PollFd::new(parent_end.as_fd(), PollFlags::POLLIN)];
         if free_workers > 0 {
             fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
         }
-        pool.ready(&listener);
         pool.sleep(&mut fds);
-        while matches!((&ours).read(&mut [0]), Ok(1)) {
-            free_workers += 1;
+        // Each byte comes from one free worker. The limit corrects the count when a free worker
+        // has been killed and its replacement is free.
+        while matches!((&parent_end).read(&mut [0]), Ok(1)) {
+            free_workers = pool.workers().count().min(free_workers + 1);
         }
-        outcome = hand_out(&listener, &ours, &mut free_workers, &server);
+        outcome = pass_connections(&listener, &parent_end, &mut free_workers, &server);
     }
 
-    drop((listener, ours)); // close: new clients are refused, and a worker that waits for one sees the end
+    // close(2): new clients are refused, and a worker that waits in recvmsg reads end of file.
+    drop((listener, parent_end));
     pool.terminate();
     let ended = pool.wait();
     server.log.cpu_time();
     outcome.and(ended)
 }
 
-/// Passes a client on for each free worker, as long as there are clients.
-fn hand_out(listener: &Socket, channel: &Socket, free_workers: &mut u32, server: &Server) -> Result<(), Failed> {
+/// Accepts a client for each free worker and passes its connection on, until the backlog is empty.
+fn pass_connections(
+    listener: &Socket,
+    channel: &Socket,
+    free_workers: &mut usize,
+    server: &Server,
+) -> Result<(), Failed> {
     while *free_workers > 0 {
         let conn = match listener.accept() {
             Ok((conn, _)) => conn,
-            // Nobody there: ppoll says when to ask again.
+            // The backlog is empty: ppoll reports the next client.
             Err(e) if matches!(e.kind(), WouldBlock | Interrupted) => break,
             Err(e) => return server.accept_failed(&e),
         };
         match send_fd(channel, &conn) {
-            // It is open while it is on its way, whoever closes it here.
             Ok(()) => *free_workers -= 1,
             Err(e) => server.log.repeated("WARN", &format!("sendmsg: {e}")),
         }
-        // The client sees the end of the stream only when the last copy is closed: this one must not stay open.
+        // The parent closes its copy. The client reads end of file when the last copy is closed.
+        // The message in the channel is a copy too, so the connection stays open.
         drop(conn);
     }
     Ok(())
 }
 
-/// A child's whole life. `!`: it never returns into the parent's loop, and the compiler checks it.
+/// The whole life of a child. The return type `!` makes the compiler check that a child never
+/// returns to the parent's loop.
 fn child(parents: (Socket, Socket), channel: &Socket, server: &Server) -> ! {
-    drop(parents); // with a copy of the parent's end here, no worker would ever see its end
+    // With a copy of `parent_end` in a worker, no worker would read end of file when the parent
+    // closes it.
+    drop(parents);
     begin_child();
     end_child(receive_loop(channel, server), &server.log)
 }
 
-/// The iterative server's loop, with recvmsg in the place of accept.
+/// What a worker writes into the channel: it is free, and the parent may send one connection.
+const FREE: u8 = b'f';
+/// The interval at which a worker without a free descriptor number checks for one.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// The loop of server00-iterative, in every worker, with recvmsg instead of accept.
 fn receive_loop(mut channel: &Socket, server: &Server) -> Result<(), Failed> {
-    let _ = channel.write(&[FREE]); // if the parent has gone, recvmsg will say so
+    let _ = channel.write(&[FREE]); // if the parent has ended, recvmsg reads end of file
     while !shutdown::requested() {
+        // Sleep until the parent sends a connection. The kernel gives a message to one worker.
         match recv_fd(channel) {
             Ok(Received::Descriptor(fd)) => {
                 let mut conn = Socket::from(fd);
+                // Serve this client until its session ends.
                 if let Ok(peer) = conn.peer_addr() {
                     server.serve(&mut conn, &peer);
                 }
-                drop(conn); // close: the client sees the end of the stream
+                drop(conn); // close(2): the client reads end of file
             }
-            // The kernel has closed it: this client is lost, and the worker not free before it has room for the next.
-            Ok(Received::NoRoom) => {
-                server.log.repeated("WARN", "recvmsg: MSG_CTRUNC, no descriptor left for a client");
+            // The kernel has closed the descriptor, so this client is lost. The worker is not free
+            // until it can receive a descriptor again.
+            Ok(Received::Truncated) => {
+                server.log.repeated("WARN", "recvmsg: MSG_CTRUNC: too many open files");
                 while channel.try_clone().is_err() && !shutdown::requested() {
-                    thread::sleep(PAUSE);
+                    thread::sleep(INTERVAL);
                 }
             }
-            Ok(Received::NoHandover) => {
-                server.log.repeated("WARN", "recvmsg: a message that is no handover");
-                continue;
-            }
-            // The parent has gone.
-            Ok(Received::End) => break,
-            // A signal came while recvmsg slept.
+            Ok(Received::Unexpected) => server.log.repeated("WARN", "recvmsg: unexpected message"),
+            // The parent has closed its end.
+            Ok(Received::EndOfFile) => break,
+            // A signal interrupted recvmsg.
             Err(e) if e.kind() == Interrupted => continue,
             Err(e) => return Err(Failed::new(format!("recvmsg: {e}"))),
         }

@@ -1,4 +1,4 @@
-//! What src/fd_channel.rs and the kernel do with a descriptor in a message, over a socketpair and without any server.
+//! Tests of src/fd_channel.rs on a socket pair, without a server.
 #![allow(clippy::panic, clippy::unwrap_used)] // test code
 
 #[path = "../src/fd_channel.rs"]
@@ -28,93 +28,104 @@ fn received(channel: &Socket) -> OwnedFd {
 fn name(received: &Received) -> &'static str {
     match received {
         Received::Descriptor(_) => "Descriptor",
-        Received::NoRoom => "NoRoom",
-        Received::NoHandover => "NoHandover",
-        Received::End => "End",
+        Received::Truncated => "Truncated",
+        Received::Unexpected => "Unexpected",
+        Received::EndOfFile => "EndOfFile",
     }
 }
 
 fn forge(channel: &Socket, bytes: &[u8], fds: &[RawFd]) {
     let rights = [ControlMessage::ScmRights(fds)];
     let rights = if fds.is_empty() { &rights[..0] } else { &rights[..] };
-    sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::empty(), None).unwrap();
+    sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::empty(), None)
+        .unwrap();
 }
 
-/// True once every copy of the writing end is closed.
+/// True if every copy of the writing end is closed.
 fn ended(mut reader: PipeReader) -> bool {
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     matches!(reader.read(&mut [0]), Ok(0))
 }
 
 #[test]
-fn what_travels_is_the_open_file() {
+fn receiver_gets_a_new_number_for_the_same_open_file() {
     let (parent, worker) = channel(Type::SEQPACKET);
     let mut file = File::from(memfd_create("file", MFdFlags::MFD_CLOEXEC).unwrap());
     file.write_all(b"abcdef").unwrap();
     file.rewind().unwrap();
     send_fd(&parent, &file).unwrap();
     let mut copy = File::from(received(&worker));
-    assert_ne!(copy.as_raw_fd(), file.as_raw_fd(), "a number of its own");
+    assert_ne!(copy.as_raw_fd(), file.as_raw_fd(), "the receiver gets a number of its own");
     copy.read_exact(&mut [0; 2]).unwrap();
-    assert_eq!(file.stream_position().unwrap(), 2, "one offset for both");
+    assert_eq!(file.stream_position().unwrap(), 2, "both share the offset");
     fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
     let flags = OFlag::from_bits_retain(fcntl(&copy, FcntlArg::F_GETFL).unwrap());
-    assert!(flags.contains(OFlag::O_NONBLOCK), "one set of status flags for both");
-    assert_eq!(fcntl(&copy, FcntlArg::F_GETFD).unwrap(), FdFlag::FD_CLOEXEC.bits(), "MSG_CMSG_CLOEXEC");
+    assert!(flags.contains(OFlag::O_NONBLOCK), "both share the status flags");
+    assert_eq!(
+        fcntl(&copy, FcntlArg::F_GETFD).unwrap(),
+        FdFlag::FD_CLOEXEC.bits(),
+        "MSG_CMSG_CLOEXEC"
+    );
 }
 
 #[test]
-fn it_is_open_while_it_travels() {
+fn file_stays_open_while_the_message_is_in_the_channel() {
     let (parent, worker) = channel(Type::SEQPACKET);
     let (mut reader, writer) = pipe().unwrap();
     send_fd(&parent, &writer).unwrap();
     drop((writer, parent));
     File::from(received(&worker)).write_all(b"x").unwrap();
     assert_eq!(reader.read(&mut [0; 2]).unwrap(), 1);
-    assert!(matches!(recv_fd(&worker), Ok(Received::End)));
+    assert!(matches!(recv_fd(&worker), Ok(Received::EndOfFile)));
 }
 
 #[test]
-fn it_is_closed_with_the_channel_that_nobody_reads() {
+fn descriptor_in_a_closed_channel_is_closed() {
     let (parent, worker) = channel(Type::SEQPACKET);
     let (reader, writer) = pipe().unwrap();
     send_fd(&parent, &writer).unwrap();
     drop((writer, worker));
-    assert!(ended(reader), "a client on its way to a dead worker would be left hanging");
-    // The first word of it is that a message was left unread, the second that nobody is there.
+    assert!(ended(reader), "the client of a killed worker would never read end of file");
+    // ECONNRESET: the other end was closed with an unread message. EPIPE: it is closed.
     assert_eq!(recv_fd(&parent).err().and_then(|e| e.raw_os_error()), Some(libc::ECONNRESET));
     let (_, writer) = pipe().unwrap();
     assert_eq!(send_fd(&parent, &writer).err().and_then(|e| e.raw_os_error()), Some(libc::EPIPE));
 }
 
-/// D16: none of these is taken for a client, none ends the channel, and what came along is closed.
+/// D16: `recv_fd` returns no descriptor for these messages, closes what they carry, and goes on.
 #[test]
-fn a_forged_message_is_no_descriptor() {
+fn forged_message_yields_no_descriptor_and_leaks_none() {
     let (parent, worker) = channel(Type::SEQPACKET);
-    let forgeries: [(&[u8], usize); 6] = [(b"h", 0), (b"x", 0), (b"hhh", 0), (b"x", 1), (b"h", 2), (b"h", 5)];
+    let forgeries: [(&[u8], usize); 6] =
+        [(b"h", 0), (b"x", 0), (b"hhh", 0), (b"x", 1), (b"h", 2), (b"h", 5)];
     for (bytes, count) in forgeries {
         let (reader, writer) = pipe().unwrap();
         forge(&parent, bytes, &vec![writer.as_raw_fd(); count]);
         drop(writer);
         let got = recv_fd(&worker).unwrap();
-        assert_eq!(name(&got), "NoHandover", "{count} descriptors with {}", bytes.escape_ascii());
+        assert_eq!(name(&got), "Unexpected", "{count} descriptors with {}", bytes.escape_ascii());
         drop(got);
-        assert!(ended(reader), "{count} descriptors with {}: one is still open", bytes.escape_ascii());
+        assert!(
+            ended(reader),
+            "{count} descriptors with {}: a descriptor is still open",
+            bytes.escape_ascii()
+        );
     }
     let (_reader, writer) = pipe().unwrap();
     send_fd(&parent, &writer).unwrap();
     received(&worker);
 }
 
-/// A message with a descriptor is a barrier, on a stream too: two are never merged.
+/// The kernel does not merge messages that carry descriptors, not even on a stream socket.
 #[test]
-fn two_messages_stay_two() {
+fn two_messages_are_received_one_by_one() {
     for kind in [Type::STREAM, Type::SEQPACKET] {
         let (parent, worker) = channel(kind);
         let (reader, writer) = pipe().unwrap();
         send_fd(&parent, &reader).unwrap();
         send_fd(&parent, &writer).unwrap();
-        let (mut reader, mut writer) = (File::from(received(&worker)), File::from(received(&worker)));
+        let (mut reader, mut writer) =
+            (File::from(received(&worker)), File::from(received(&worker)));
         writer.write_all(b"x").unwrap();
         assert_eq!(reader.read(&mut [0; 2]).unwrap(), 1);
     }
