@@ -36,7 +36,6 @@ pub fn serve(stream: &mut impl Stream, limits: &Limits) -> io::Result<()> {
 
 /// Makes the calls that `conn` needs, with blocking calls, until the session is closed.
 pub(crate) fn drive(stream: &mut impl Stream, mut conn: Conn) -> io::Result<()> {
-    let mut buffer = [0; 4096];
     let (mut reads_armed, mut writes_armed) = (None, None);
     loop {
         let left = conn.deadline().saturating_duration_since(Instant::now());
@@ -45,13 +44,8 @@ pub(crate) fn drive(stream: &mut impl Stream, mut conn: Conn) -> io::Result<()> 
         }
         let step = match conn.next() {
             Next::Read => {
-                let room = conn.room().min(buffer.len());
-                let buffer = buffer.get_mut(..room).unwrap_or_default();
                 arm(&mut reads_armed, left, |bound| stream.read_within(bound))?;
-                stream.read(buffer).map(|n| match buffer.get(..n) {
-                    Some([]) | None => conn.eof(),
-                    Some(bytes) => conn.feed(bytes, Instant::now()),
-                })
+                stream.read(conn.space()).map(|n| conn.received(n, Instant::now()))
             }
             Next::Write => {
                 arm(&mut writes_armed, left, |bound| stream.write_within(bound))?;

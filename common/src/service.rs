@@ -217,22 +217,13 @@ impl Conn {
         }
     }
 
-    /// Takes received bytes, at most [`room`](Self::room) of them. The rest is dropped.
+    /// Takes received bytes, for a caller that reads into its own buffer: at most [`room`](Self::room) bytes. No byte is end
+    /// of file.
     pub fn feed(&mut self, bytes: &[u8], now: Instant) {
-        match self.state {
-            State::Reading => {
-                if self.len == 0 && !bytes.is_empty() {
-                    self.deadline = now + Duration::from_millis(self.limits.line_timeout);
-                }
-                for (slot, byte) in self.line.iter_mut().skip(self.len).zip(bytes) {
-                    *slot = *byte;
-                    self.len += 1;
-                }
-                self.read_line(now);
-            }
-            State::Lingering => self.discard(bytes.len()),
-            _ => {}
+        for (slot, byte) in self.space().iter_mut().zip(bytes) {
+            *slot = *byte;
         }
+        self.received(bytes.len(), now);
     }
 
     fn discard(&mut self, n: usize) {

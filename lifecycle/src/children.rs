@@ -1,5 +1,6 @@
 //! Child processes: how many there are, how a child begins and ends, and how the parent ends all of them.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use common::report::{Failed, Log};
@@ -17,7 +18,7 @@ const INTERVAL: Duration = Duration::from_millis(10);
 
 /// The children that fork made. A child that has been reaped is in the list until the next check with waitpid. The list is
 /// checked before every kill, because the kernel may give the number of a reaped child to an unrelated process.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Children(Vec<Pid>);
 
 impl Children {
@@ -29,7 +30,7 @@ impl Children {
     /// Sleeps while there are `limit` children or more, or until a shutdown is requested.
     pub fn wait_below(&mut self, limit: u16) {
         while self.0.len() >= limit.into() && !shutdown::requested() {
-            if self.living().len() >= limit.into() {
+            if self.running().len() >= limit.into() {
                 sleep();
             }
         }
@@ -40,28 +41,24 @@ impl Children {
     pub fn end(mut self) {
         // From here on a SIGCHLD handler runs only during `sleep`, so it reaps no child between the check and the kill.
         let _ = SigSet::from(Signal::SIGCHLD).thread_block();
-        signal_all(self.living(), Signal::SIGTERM);
-        wait_for_all(|| self.living().to_vec());
+        signal_all(self.running(), Signal::SIGTERM);
+        wait_for_all(|| self.running().to_vec());
     }
 
     /// Removes the children that have ended. waitpid reaps a zombie, and fails for a child that has already been reaped.
-    fn living(&mut self) -> &[Pid] {
+    fn running(&mut self) -> &[Pid] {
         self.0.retain(|pid| waitpid(*pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive));
         &self.0
     }
 }
 
-/// Waits until `living`, which reaps, returns no child. Kills the children with SIGKILL when the shutdown timeout has
+/// Waits until `running`, which reaps, returns no child. Kills the children with SIGKILL when the shutdown timeout has
 /// passed. [`Children`] and [`Supervisor`](crate::Supervisor) both end this way.
-pub(crate) fn wait_for_all(mut living: impl FnMut() -> Vec<Pid>) {
+pub(crate) fn wait_for_all(mut running: impl FnMut() -> Vec<Pid>) {
     shutdown::request(); // starts the timeout, if no signal has started it
-    loop {
-        let pids = living();
-        if pids.is_empty() {
-            return;
-        }
+    while !running().is_empty() {
         if shutdown::timeout_has_passed() {
-            signal_all(&pids, Signal::SIGKILL);
+            signal_all(&running(), Signal::SIGKILL);
         }
         sleep();
     }
@@ -83,7 +80,7 @@ fn sleep() {
 /// child requests its own shutdown.
 pub fn die_with_parent() {
     let _ = set_pdeathsig(Signal::SIGKILL);
-    if getppid().as_raw() != shutdown::first_process() {
+    if getppid().as_raw() != shutdown::FIRST.load(SeqCst) {
         let _ = raise(Signal::SIGTERM);
     }
 }

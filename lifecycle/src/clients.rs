@@ -12,7 +12,7 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use common::report::Failed;
@@ -41,7 +41,6 @@ pub enum Interest {
 }
 
 /// One client: the connection and the state of its session.
-#[derive(Debug)]
 pub struct Client<S> {
     /// The connection, non-blocking.
     pub conn: S,
@@ -66,14 +65,7 @@ impl<S> Client<S> {
     }
 }
 
-impl<S: AsFd> AsFd for Client<S> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.conn.as_fd()
-    }
-}
-
 /// The clients of one event loop. A small number, the key, names a client.
-#[derive(Debug)]
 pub struct Clients<'a, S> {
     table: Slab<Client<S>>,
     max_conns: usize,
@@ -115,8 +107,7 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
     /// # Errors
     /// The listener can no longer be used.
     pub fn accept_failed(&mut self, error: &io::Error) -> Result<(), Failed> {
-        self.backoff.pause("accept", error, &self.server.log)?;
-        Ok(())
+        self.backoff.pause("accept", error, &self.server.log).map(drop)
     }
 
     /// All clients with their keys.
@@ -160,11 +151,7 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
 
     /// How long the loop may sleep, in milliseconds: until the next deadline. None: without a limit.
     pub fn timeout_ms(&self) -> Option<u16> {
-        self.timeout_ms_at(Instant::now())
-    }
-
-    /// [`timeout_ms`](Self::timeout_ms) at a given time.
-    pub fn timeout_ms_at(&self, now: Instant) -> Option<u16> {
+        let now = Instant::now();
         let check = self.next_deadline.map(|at| at.max(self.checked_at + INTERVAL));
         let first = check.into_iter().chain(self.backoff.until()).chain(self.stop_at).min()?;
         // Rounded up: a loop that wakes just before the deadline has nothing to do.

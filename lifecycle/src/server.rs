@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use clap::Args;
 use common::cli::{Limits, Listen};
 use common::report::{Failed, Log};
-use common::service::Rejection;
+use common::service::{self, Rejection};
 use common::sock::{self, Backoff};
 use nix::errno::Errno;
 use socket2::{SockAddr, Socket};
@@ -64,16 +64,15 @@ impl Server {
     ///
     /// # Errors
     /// Any other error: the call would fail again.
-    pub fn wait_failed(&self, call: &str, errno: Errno) -> Result<(), Failed> {
-        BACKOFF.with_borrow_mut(|backoff| backoff.sleep(call, &errno.into(), &self.log))
+    pub fn wait_failed(&self, call: &str, error: impl Into<io::Error>) -> Result<(), Failed> {
+        BACKOFF.with_borrow_mut(|backoff| backoff.sleep(call, &error.into(), &self.log))
     }
 
     /// Serves one client until its session ends, and logs the result. A shutdown ends the reading. A panic ends this
     /// session only.
     pub fn serve(&self, conn: &mut Socket, peer: &SockAddr) {
-        let _registered = shutdown::register_conn(conn);
-        let serve = || common::service::serve(conn, &self.limits);
-        if let Ok(outcome) = catch_unwind(AssertUnwindSafe(serve)) {
+        let serve = |conn: &mut Socket| catch_unwind(AssertUnwindSafe(|| service::serve(conn, &self.limits)));
+        if let Ok(outcome) = shutdown::with_registered(conn, serve) {
             self.log.client(peer, &outcome);
         }
     }

@@ -36,12 +36,11 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 /// How many times SIGTERM and SIGINT have arrived.
 static REQUESTS: AtomicU32 = AtomicU32::new(0);
-static TIMEOUT_HAS_PASSED: AtomicBool = AtomicBool::new(false);
 static TIMEOUT_MS: AtomicU64 = AtomicU64::new(0);
 /// When the shutdown timeout ends, in milliseconds of the monotonic clock.
 static END_MS: AtomicU64 = AtomicU64::new(u64::MAX);
-/// The process that called `on_signals`. Its children are not this process.
-static FIRST: AtomicI32 = AtomicI32::new(0);
+/// The process that called [`on_signals`]. Its children have other pids.
+pub(crate) static FIRST: AtomicI32 = AtomicI32::new(0);
 /// The descriptor that new clients come from, and the process that registered it.
 static SOURCE: AtomicI32 = AtomicI32::new(-1);
 static SOURCE_OF: AtomicI32 = AtomicI32::new(0);
@@ -71,7 +70,7 @@ pub fn requested() -> bool {
 
 /// True after the shutdown timeout has passed, or a second signal has arrived.
 pub fn timeout_has_passed() -> bool {
-    TIMEOUT_HAS_PASSED.load(SeqCst)
+    now_ms() >= END_MS.load(SeqCst)
 }
 
 /// Requests a shutdown, as the first signal does.
@@ -79,11 +78,6 @@ pub fn request() {
     if !requested() {
         handler(libc::SIGTERM);
     }
-}
-
-/// The pid of the process that called [`on_signals`].
-pub(crate) fn first_process() -> i32 {
-    FIRST.load(SeqCst)
 }
 
 /// Registers the listener, or the channel that new clients come from: a shutdown makes accept or recvmsg return. A child
@@ -97,27 +91,18 @@ pub fn register(source: &Socket) {
     }
 }
 
-/// A registered connection. Drop it before the descriptor is closed: another connection may get the same number.
-pub(crate) struct Registered(RawFd);
-
-/// Registers a connection: a shutdown ends its reading.
-pub(crate) fn register_conn(conn: &Socket) -> Registered {
+/// Runs `serve` while the connection is registered: a shutdown ends its reading. The registration ends before the
+/// descriptor is closed, because another connection may get the same number. `serve` must not panic.
+pub(crate) fn with_registered<T>(conn: &mut Socket, serve: impl FnOnce(&mut Socket) -> T) -> T {
     let fd = conn.as_raw_fd();
-    if let Some(entry) = CONNS.get(fd as usize) {
-        entry.store(true, SeqCst);
-    }
+    let entry = CONNS.get(fd as usize);
+    entry.inspect(|entry| entry.store(true, SeqCst));
     if requested() {
         shut_down(fd, libc::SHUT_RD);
     }
-    Registered(fd)
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        if let Some(entry) = CONNS.get(self.0 as usize) {
-            entry.store(false, SeqCst);
-        }
-    }
+    let outcome = serve(conn);
+    entry.inspect(|entry| entry.store(false, SeqCst));
+    outcome
 }
 
 /// The handler of SIGTERM, SIGINT and SIGALRM. The first signal ends reading and starts the timer. A second signal, or the
@@ -137,8 +122,10 @@ extern "C" fn handler(signal: libc::c_int) {
         }
         shut_down_conns(libc::SHUT_RD);
     }
-    if is_second || now_ms() >= END_MS.load(SeqCst) {
-        TIMEOUT_HAS_PASSED.store(true, SeqCst);
+    if is_second {
+        END_MS.store(0, SeqCst);
+    }
+    if timeout_has_passed() {
         shut_down_conns(libc::SHUT_RDWR);
     }
     Errno::set_raw(errno);

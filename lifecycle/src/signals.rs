@@ -2,7 +2,7 @@
 //! loops.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::Context;
 use common::report::Failed;
@@ -31,14 +31,12 @@ pub(crate) fn reset_inherited() {
         (Signal::SIGPIPE, SigHandler::SigIgn),
         (Signal::SIGXFSZ, SigHandler::SigIgn),
     ] {
-        let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
         // SAFETY: the default action and "ignore" run no code in this process.
-        let _ = unsafe { sigaction(signal, &action) };
+        let _ = unsafe { nix::sys::signal::signal(signal, handler) };
     }
 }
 
 /// Blocked signals as a descriptor that is readable while a signal is pending, signalfd(2).
-#[derive(Debug)]
 pub struct Signals(SignalFd);
 
 impl Signals {
@@ -84,11 +82,5 @@ impl Signals {
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-}
-
-impl AsRawFd for Signals {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
     }
 }

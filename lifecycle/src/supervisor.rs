@@ -1,9 +1,9 @@
 //! A pool of worker processes: when the parent has to fork the next worker, and how the pool ends.
 //!
 //! The pool has a fixed number of slots, one worker each. A worker that ends leaves its slot empty, and the example forks
-//! again: `while pool.needs_worker() { match fork() {..} }`. A worker that was killed is replaced at once. If workers fail,
-//! the pool waits before each replacement: 100 ms, then 200 ms, up to 5 s. If five workers fail at their start within 10 s,
-//! a resource is missing and the server ends.
+//! again: `while pool.needs_worker() { match fork() {..} }`. If workers fail at their start, the pool waits before each
+//! replacement: 100 ms, 200 ms, 400 ms ... If five workers fail at their start within 10 s, a resource is missing and the
+//! server ends.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -19,21 +19,18 @@ use socket2::Socket;
 use crate::children::{signal_all, wait_for_all};
 use crate::{Server, on_signal, shutdown};
 
-/// The delay before the second replacement of workers that fail. Each further delay is twice as long ...
-const DELAY_FIRST: Duration = Duration::from_millis(100);
-/// ... up to this one.
-const DELAY_MOST: Duration = Duration::from_secs(5);
-/// If no worker fails for this time, the next replacement starts at once again.
-const SETTLED: Duration = Duration::from_secs(10);
-/// A worker that fails within this time after its start has failed at its start.
+/// The delay after a worker was killed at its start. If it failed instead: two times, four times ... this delay.
+const DELAY: Duration = Duration::from_millis(50);
+/// The delay after a call failed that is needed for the next worker.
+const DELAY_CALL: Duration = Duration::from_secs(1);
+/// A worker that ends within this time has ended at its start.
 const AT_START: Duration = Duration::from_secs(1);
-/// This many failures at the start within `SETTLED` end the server.
+/// This many failures at the start ...
 const FAILURES: usize = 5;
-/// The delay after a young worker was killed. If something kills every new worker, the parent does not spin in fork.
-const DELAY_KILLED: Duration = Duration::from_millis(50);
+/// ... within this time end the server.
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// Keeps a pool of worker processes complete. The example forks; the supervisor says when.
-#[derive(Debug)]
 pub struct Supervisor<'a> {
     /// None: the slot is empty.
     slots: Vec<Option<Worker>>,
@@ -42,7 +39,6 @@ pub struct Supervisor<'a> {
     log: &'a Log,
 }
 
-#[derive(Debug)]
 struct Worker {
     pid: Pid,
     started: Instant,
@@ -104,10 +100,10 @@ impl<'a> Supervisor<'a> {
     /// A call that is needed for the next worker has failed: logs it, and delays that worker. Before the ready line it ends
     /// the server, because the pool cannot be completed.
     pub fn failed(&mut self, call: &str, error: impl Display) {
-        let now = Instant::now();
         self.restarts.last_failure = format!("{call}: {error}");
         self.log.repeated("WARN", &self.restarts.last_failure);
-        self.restarts.back_off(now);
+        let now = Instant::now();
+        self.restarts.due = now + DELAY_CALL;
         if !self.is_ready {
             self.restarts.failures.resize(FAILURES, now);
         }
@@ -137,7 +133,7 @@ impl<'a> Supervisor<'a> {
             self.pids()
         });
         match gave_up {
-            true => Err(self.restarts.gave_up()),
+            true => Err(Failed::new(format!("workers fail at their start: {}", self.restarts.last_failure))),
             false => Ok(()),
         }
     }
@@ -159,8 +155,6 @@ impl<'a> Supervisor<'a> {
             let worker = self.slots.iter_mut().find_map(|slot| slot.take_if(|worker| worker.pid == pid));
             worker.inspect(|worker| self.ended(worker, status));
         }
-        let now = Instant::now();
-        self.restarts.failures.retain(|failure| now - *failure < SETTLED);
     }
 
     /// A worker that exits with 0 was asked to, and SIGKILL comes from another process: neither is a failure of the worker.
@@ -180,12 +174,9 @@ impl<'a> Supervisor<'a> {
 }
 
 /// When the next worker may be started. The caller passes the time.
-#[derive(Debug)]
 struct Restarts {
     /// No worker is started before this time.
     due: Instant,
-    /// The delay after the next failure.
-    delay: Duration,
     /// When workers have failed at their start.
     failures: Vec<Instant>,
     last_failure: String,
@@ -193,35 +184,20 @@ struct Restarts {
 
 impl Restarts {
     fn new(now: Instant) -> Self {
-        Restarts { due: now, delay: Duration::ZERO, failures: Vec::new(), last_failure: String::new() }
+        Restarts { due: now, failures: Vec::new(), last_failure: String::new() }
     }
 
-    /// A worker that was started at `started` has ended.
+    /// A worker that was started at `started` has ended. A killed worker is replaced at once too, but if something kills
+    /// every new worker, the delay keeps the parent from spinning in fork.
     fn ended(&mut self, failed: bool, started: Instant, now: Instant) {
-        let is_young = now - started < AT_START;
-        if !failed {
-            self.due = self.due.max(now + if is_young { DELAY_KILLED } else { Duration::ZERO });
+        self.failures.retain(|failure| now - *failure < WINDOW);
+        if now - started >= AT_START {
             return;
         }
-        if is_young {
+        if failed {
             self.failures.push(now);
         }
-        // Only a failure of a replacement delays the next one: workers that fail together are all replaced at once.
-        if started >= self.due {
-            self.back_off(now);
-        }
-    }
-
-    fn back_off(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.due) > SETTLED {
-            self.delay = Duration::ZERO;
-        }
-        self.due = now + self.delay;
-        self.delay = (self.delay * 2).clamp(DELAY_FIRST, DELAY_MOST);
-    }
-
-    fn gave_up(&self) -> Failed {
-        Failed::new(format!("workers fail at their start: {}", self.last_failure))
+        self.due = self.due.max(now + DELAY * (1 << self.failures.len().min(FAILURES)));
     }
 }
 
@@ -234,59 +210,43 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// A worker that fails as soon as it is started. Returns the delay before the next worker.
-    fn fail_at_start(restarts: &mut Restarts) -> Duration {
-        let now = restarts.due;
-        restarts.ended(true, now, now + MS);
-        restarts.due - (now + MS)
+    /// The delay after a worker that ended when it had run for `age`.
+    fn delay_after(restarts: &mut Restarts, failed: bool, age: Duration) -> Duration {
+        let started = restarts.due;
+        restarts.ended(failed, started, started + age);
+        restarts.due.saturating_duration_since(started + age)
     }
 
     #[test]
-    fn delay_doubles_while_replacements_fail_and_ends_at_5_s() {
+    fn delay_doubles_while_workers_fail_at_their_start() {
         let mut restarts = Restarts::new(Instant::now());
-        let delays: Vec<_> = (0..9).map(|_| fail_at_start(&mut restarts).as_millis()).collect();
-        assert_eq!(delays, [0, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        let delays: Vec<_> = (0..5).map(|_| delay_after(&mut restarts, true, MS).as_millis()).collect();
+        assert_eq!(delays, [100, 200, 400, 800, 1600]);
+        assert_eq!(restarts.failures.len(), FAILURES, "the server ends");
     }
 
     #[test]
-    fn delay_starts_again_when_no_worker_has_failed_for_10_s() {
+    fn failure_at_the_start_is_forgotten_after_10_s() {
         let mut restarts = Restarts::new(Instant::now());
-        for _ in 0..5 {
-            fail_at_start(&mut restarts);
-        }
-        let later = restarts.due + SETTLED + MS;
-        restarts.ended(true, restarts.due, later);
-        assert_eq!(restarts.due, later);
-    }
-
-    #[test]
-    fn workers_that_fail_together_are_replaced_together() {
-        let start = Instant::now();
-        let mut restarts = Restarts::new(start);
-        (0..8).for_each(|_| restarts.ended(true, start, start + 5 * SETTLED));
-        assert_eq!(restarts.due, start + 5 * SETTLED);
-        assert!(restarts.failures.is_empty(), "they did not fail at their start");
+        delay_after(&mut restarts, true, MS);
+        restarts.due += WINDOW;
+        delay_after(&mut restarts, true, MS);
+        assert_eq!(restarts.failures.len(), 1);
     }
 
     #[test]
     fn third_kill_within_a_second_is_replaced_within_200_ms() {
-        let mut now = Instant::now();
-        let mut restarts = Restarts::new(now);
+        let mut restarts = Restarts::new(Instant::now());
         for _ in 0..3 {
-            let started = now;
-            now += 10 * MS;
-            restarts.ended(false, started, now);
-            assert!(restarts.due <= now + 50 * MS);
-            now = restarts.due;
+            assert_eq!(delay_after(&mut restarts, false, MS), DELAY);
         }
-        assert!(restarts.failures.is_empty());
+        assert!(restarts.failures.is_empty() && DELAY < 200 * MS);
     }
 
     #[test]
-    fn old_worker_that_was_killed_is_replaced_at_once() {
-        let now = Instant::now();
-        let mut restarts = Restarts::new(now);
-        restarts.ended(false, now, now + AT_START);
-        assert_eq!(restarts.due, now + AT_START);
+    fn worker_that_has_run_for_a_second_is_replaced_at_once() {
+        let mut restarts = Restarts::new(Instant::now());
+        assert_eq!(delay_after(&mut restarts, false, AT_START), Duration::ZERO);
+        assert_eq!(delay_after(&mut restarts, true, AT_START), Duration::ZERO);
     }
 }

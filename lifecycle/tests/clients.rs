@@ -38,7 +38,7 @@ fn read(client: &mut Client<UnixStream>, now: Instant) -> io::Result<()> {
 }
 
 #[test]
-fn a_client_over_the_limit_is_rejected() {
+fn client_over_the_limit_is_rejected() {
     let server = server(&[]);
     let now = Instant::now();
     let mut clients = Clients::new(1, &server);
@@ -55,7 +55,7 @@ fn a_client_over_the_limit_is_rejected() {
 }
 
 #[test]
-fn out_of_descriptors_pauses_accept_until_the_time_has_passed_or_a_client_closes() {
+fn accept_is_paused_after_emfile_until_the_pause_ends_or_a_client_closes() {
     let server = server(&[]);
     let out_of_descriptors = io::Error::from_raw_os_error(libc::EMFILE);
     let mut clients = Clients::new(10, &server);
@@ -73,7 +73,7 @@ fn out_of_descriptors_pauses_accept_until_the_time_has_passed_or_a_client_closes
 }
 
 #[test]
-fn an_idle_client_is_returned_as_expired() {
+fn idle_client_is_returned_as_expired() {
     let server = server(&["--idle-timeout", "1000"]);
     let now = Instant::now();
     let mut clients = Clients::new(10, &server);
@@ -90,7 +90,7 @@ fn an_idle_client_is_returned_as_expired() {
 }
 
 #[test]
-fn the_second_signal_ends_the_shutdown_timeout() {
+fn second_signal_ends_the_shutdown_timeout() {
     let server = server(&[]);
     let signals = Signals::new().unwrap();
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

@@ -68,7 +68,7 @@ fn main() -> Result<ExitCode, Failed> {
     while !clients.is_done() {
         // A request is made once for each completion that is wanted. As long as nobody can be accepted, none is.
         if !watches {
-            let poll = opcode::PollAdd::new(Fd(signals.as_raw_fd()), libc::POLLIN as u32);
+            let poll = opcode::PollAdd::new(Fd(signals.as_fd().as_raw_fd()), libc::POLLIN as u32);
             submit(&mut ring, poll.build(), SIGNALS)?;
             watches = true;
         }
