@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use testkit::catalogue;
 
 use crate::breach::Breach;
 use crate::limits;
@@ -18,8 +17,9 @@ use crate::{diff, guide, table};
 /// Checks all packages, or only those of these names.
 pub fn run(root: &Path, names: &[String], fix: bool) -> Result<()> {
     if fix {
-        table::write(root, &catalogue::examples(root)?)?;
-        guide::write(root, &guide::crates(root)?)?;
+        let tree = Tree::read(root)?;
+        table::write(root, &tree.examples)?;
+        guide::write(root, &tree)?;
     }
     let tree = Tree::read(root)?;
     let chosen: Vec<&Package> = match names {
@@ -88,7 +88,7 @@ fn row(file: &FileSize) -> String {
     };
     format!(
         "{name:36} {:>10} {:>12} {:>10} {:>10} {:>5}  {change}",
-        format!("{}/{}", file.code, file.limit),
+        out_of(file.code, file.limit),
         file.comments,
         first.unwrap_or_default(),
         sizes::longest(&file.functions),
@@ -121,8 +121,12 @@ fn crate_row(size: &CrateSize) -> String {
     format!(
         "{:36} {:>10} {:>12} {:>10}  {largest}{later}",
         size.package.folder,
-        format!("{}/{}", size.code, size.limit.map_or("none".to_owned(), |limit| limit.to_string())),
+        out_of(size.code, size.limit),
         sizes::longest(&functions),
         sizes::deepest(&functions)
     )
+}
+
+fn out_of(value: usize, limit: Option<usize>) -> String {
+    limit.map_or(format!("{value}/none"), |limit| format!("{value}/{limit}"))
 }

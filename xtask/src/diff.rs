@@ -62,8 +62,9 @@ pub fn package<'t>(tree: &'t Tree, short: &str) -> Result<&'t Package> {
 }
 
 fn means(short: &str, name: &str) -> bool {
-    let number = name.trim_start_matches("server").split('-').next();
-    name == short || name.strip_prefix("server") == Some(short) || number == Some(short)
+    let short = short.trim_start_matches("server");
+    let name = name.trim_start_matches("server");
+    name == short || name.split('-').next() == Some(short)
 }
 
 /// The error for an unknown name.
@@ -83,7 +84,7 @@ mod tests {
 
     #[test]
     fn number_means_the_example() {
-        for short in ["01", "01-fork", "server01-fork"] {
+        for short in ["01", "server01", "01-fork", "server01-fork"] {
             assert!(means(short, "server01-fork"), "{short}");
         }
         assert!(means("v1", "v1-threads"));

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use cargo_metadata::MetadataCommand;
 use proc_macro2::{TokenStream, TokenTree};
+
+use crate::tree::{Package, Tree};
 
 pub const TRUTHS: &str = "misc/TRUTHS.md";
 pub const GUIDE: &str = "misc/README.md";
@@ -19,47 +20,9 @@ const HEAD: &str = "# Kernel truths: what held, where and when\n\n\
     `cargo xtask truths` runs these tests; `cargo xtask truths --write` writes this table. A truth that fails or is skipped\n\
     keeps the day and the kernel of its last pass. [The field guide](README.md) says where each surprise lives.\n\n";
 
-/// A crate of the guide.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Crate {
-    pub name: String,
-    pub description: String,
-    /// Relative to the root.
-    pub folder: String,
-    /// What to type behind `cargo run -p NAME` for each of its programs.
-    pub programs: Vec<String>,
-    pub has_truths: bool,
-}
-
-/// The crates under misc, and all others that hold a truth, by folder.
-pub fn crates(root: &Path) -> Result<Vec<Crate>> {
-    let metadata = MetadataCommand::new().current_dir(root).no_deps().other_options(vec!["--offline".into()]).exec()?;
-    let mut crates = Vec::new();
-    for package in &metadata.packages {
-        let folder = package.manifest_path.parent().context("a manifest's folder")?.as_std_path();
-        let folder = folder.strip_prefix(root).unwrap_or(folder).display().to_string();
-        let has_truths = package.targets.iter().any(|target| target.is_test() && target.name == "truths");
-        if !has_truths && !folder.starts_with("misc/") {
-            continue;
-        }
-        let bins: Vec<&str> =
-            package.targets.iter().filter(|target| target.is_bin()).map(|target| target.name.as_str()).collect();
-        let first = package.default_run.as_deref().or(if let [only] = bins.as_slice() { Some(*only) } else { None });
-        let mut programs: Vec<String> =
-            bins.iter().filter(|bin| Some(**bin) != first).map(|bin| format!(" --bin {bin}")).collect();
-        if first.is_some() {
-            programs.insert(0, String::new());
-        }
-        crates.push(Crate {
-            name: package.name.to_string(),
-            description: package.description.clone().unwrap_or_default(),
-            folder,
-            programs,
-            has_truths,
-        });
-    }
-    crates.sort_by(|one, other| one.folder.cmp(&other.folder));
-    Ok(crates)
+/// The packages of the field guide: those under misc, and all others with a tests/truths.rs.
+pub fn packages(tree: &Tree) -> impl Iterator<Item = &Package> {
+    tree.packages_that(|package| package.has_truths || package.folder.starts_with("misc/"))
 }
 
 /// A truth, as its test's name and place say.
@@ -157,17 +120,25 @@ fn row(line: &str) -> Option<Row> {
     Some(Row { truth, result: (*result).to_owned(), day: (*day).to_owned(), kernel: (*kernel).to_owned() })
 }
 
-pub fn render_guide(root: &Path, crates: &[Crate]) -> String {
+pub fn render_guide(tree: &Tree) -> String {
     let mut text = String::from("| Crate | What it shows | Truths | Run |\n|---|---|---|---|\n");
-    for Crate { name, description, folder, programs, .. } in crates {
-        let tests = fs::read_to_string(root.join(folder).join("tests/truths.rs")).unwrap_or_default();
-        let topics: BTreeSet<String> = truths_in(&tests, folder).into_iter().map(|truth| truth.topic).collect();
+    for package in packages(tree) {
+        let Package { name, description, folder, .. } = package;
+        let tests = tree.text(&format!("{folder}/tests/truths.rs")).unwrap_or_default();
+        let topics: BTreeSet<String> = truths_in(tests, folder).into_iter().map(|truth| truth.topic).collect();
         let topics = topics.into_iter().collect::<Vec<_>>().join(" ");
-        let runs: Vec<String> = programs.iter().map(|program| format!("`cargo run -p {name}{program}`")).collect();
-        let (link, runs) = (link(folder), runs.join("<br>"));
+        let (link, runs) = (link(folder), runs(package).join("<br>"));
         text.push_str(&format!("| [{name}]({link}/README.md) | {description} | {topics} | {runs} |\n"));
     }
     text
+}
+
+/// How to run each program of a package, the default program first.
+fn runs(package: &Package) -> Vec<String> {
+    let default = package.default_run.as_ref().map(|_| format!("`cargo run -p {}`", package.name));
+    let others = package.programs.iter().filter(|program| Some(&program.name) != package.default_run.as_ref());
+    let others = others.map(|program| format!("`cargo run -p {} --bin {}`", package.name, program.name));
+    default.into_iter().chain(others).collect()
 }
 
 /// What stands between the markers of misc/README.md.
@@ -175,17 +146,18 @@ pub fn current(readme: &str) -> Option<&str> {
     Some(readme.split_once(START)?.1.split_once(END)?.0)
 }
 
-pub fn write(root: &Path, crates: &[Crate]) -> Result<()> {
+pub fn write(root: &Path, tree: &Tree) -> Result<()> {
     let path = root.join(GUIDE);
     let readme = fs::read_to_string(&path).context(GUIDE)?;
     let (before, rest) = readme.split_once(START).with_context(|| format!("{GUIDE} has no {}", START.trim()))?;
     let (_, after) = rest.split_once(END).with_context(|| format!("{GUIDE} has no {END}"))?;
-    fs::write(&path, format!("{before}{START}{}{END}{after}", render_guide(root, crates))).context(GUIDE)
+    fs::write(&path, format!("{before}{START}{}{END}{after}", render_guide(tree))).context(GUIDE)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::Program;
 
     #[test]
     fn a_truth_is_its_name() {
@@ -224,22 +196,27 @@ mod tests {
     }
 
     #[test]
-    fn the_guide_lists_programs_and_letters() {
+    fn guide_lists_programs_and_topics() {
         let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("misc/x/tests")).unwrap();
-        fs::write(folder.path().join("misc/x/tests/truths.rs"), "fn truth_e_a() {} fn truth_e_b() {}").unwrap();
+        fs::create_dir_all(folder.path().join("misc")).unwrap();
         fs::write(folder.path().join(GUIDE), format!("# Title\n{START}{END}\nmore\n")).unwrap();
-        let one = Crate {
+        let program = |name: &str| Program { name: name.into(), path: String::new() };
+        let package = Package {
             name: "x".into(),
             description: "what".into(),
             folder: "misc/x".into(),
-            programs: vec![String::new(), " --bin y".into()],
+            programs: vec![program("x"), program("y")],
+            default_run: Some("x".into()),
             has_truths: true,
+            ..Package::default()
         };
-        write(folder.path(), std::slice::from_ref(&one)).unwrap();
+        let tests = "fn truth_e_a() {} fn truth_e_b() {}".to_owned();
+        let texts = vec![("misc/x/tests/truths.rs".to_owned(), tests)];
+        let tree = Tree { packages: vec![package], texts, examples: Vec::new(), sources: Vec::new() };
+        write(folder.path(), &tree).unwrap();
         let text = fs::read_to_string(folder.path().join(GUIDE)).unwrap();
         let line = "| [x](x/README.md) | what | e | `cargo run -p x`<br>`cargo run -p x --bin y` |\n";
         assert!(text.starts_with("# Title\n") && text.ends_with("\nmore\n") && text.contains(line), "{text}");
-        assert_eq!(current(&text), Some(render_guide(folder.path(), &[one]).as_str()));
+        assert_eq!(current(&text), Some(render_guide(&tree).as_str()));
     }
 }

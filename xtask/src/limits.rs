@@ -2,61 +2,8 @@
 
 use crate::tree::{Kind, Package, Program};
 
-/// Code lines of the first file of a server or chat, by its name or by its number.
-const PROGRAMS: &[(&str, usize)] = &[
-    ("server00", 45),
-    ("server01", 60),
-    ("server02", 95),
-    ("server02a", 90),
-    ("server02b-edge", 100),
-    ("server02b", 105),
-    ("server02c", 105),
-    ("server03", 60),
-    ("server03a", 170),
-    ("server03b", 100),
-    ("server04", 110),
-    ("server05", 50),
-    ("server06", 50),
-    ("server06a", 90),
-    ("server07", 150),
-    ("server08", 95),
-    ("v0", 150),
-    ("v1", 125),
-    ("v2", 125),
-    ("v3", 135),
-    ("v4", 140),
-    ("v5", 150),
-    ("v6", 150),
-];
-const NAIVE: usize = 80;
-/// The first file of a program under misc or ipc.
-const LESSON: usize = 120;
-
-const SECOND_FILES: &[(&str, usize)] = &[
-    ("server03a-distribution/src/tally.rs", 125),
-    ("server03b-reuseport/src/board.rs", 50),
-    ("server03b-reuseport/src/event_loop.rs", 110),
-    ("server04-fdpass/src/fd_channel.rs", 60),
-    ("server07-io-uring/src/ring.rs", 115),
-    ("v0-processes/src/bus.rs", 70),
-    ("v0-processes/src/hub.rs", 155),
-    ("v4-async/src/rt.rs", 230),
-];
-const SECOND_OF_SERVER: usize = 60;
-const SECOND_OF_CHAT: usize = 80;
-const SECOND_OF_LESSON: usize = 200;
-
-/// Code lines of a whole library or tool, without tests.
-const CRATES: &[(&str, usize)] = &[
-    ("bench", 700),
-    ("chat", 1300),
-    ("client", 150),
-    ("common", 700),
-    ("lifecycle", 600),
-    ("loadgen", 6500),
-    ("testkit", 4000),
-    ("xtask", 2200),
-];
+/// The limits of code lines: a name and a number in each line.
+const TABLE: &str = include_str!("../tables/limits.txt");
 /// The limits of these crates bind with the issues about them. Until then `check` only prints them.
 const LATER: &[&str] = &["bench", "client", "loadgen", "testkit"];
 
@@ -81,31 +28,32 @@ pub fn binds(folder: &str) -> bool {
     !LATER.contains(&folder)
 }
 
-/// Code lines of a program's first file. Zero, which no program can meet, if the table has no row for it.
-pub fn program(package: &Package, program: &Program) -> usize {
-    if program.is_naive() {
-        return NAIVE;
+fn named(name: &str) -> Option<usize> {
+    let rows = TABLE.lines().filter_map(|line| line.split_once(' '));
+    rows.filter(|(known, _)| *known == name).find_map(|(_, limit)| limit.parse().ok())
+}
+
+/// Code lines of a program's first file, if the table has a row for it.
+pub fn program(package: &Package, program: &Program) -> Option<usize> {
+    match package.kind {
+        _ if program.is_naive() => named("naive"),
+        Kind::Lesson => named("lesson"),
+        _ => named(&program.name).or_else(|| named(number(&program.name))),
     }
-    if package.kind == Kind::Lesson {
-        return LESSON;
-    }
-    let named = |name: &str| PROGRAMS.iter().find(|(known, _)| *known == name).map(|(_, limit)| *limit);
-    named(&program.name).or_else(|| named(number(&program.name))).unwrap_or(0)
 }
 
 /// Code lines of another file of an example.
-pub fn second_file(package: &Package, path: &str) -> usize {
-    let named = SECOND_FILES.iter().find(|(known, _)| *known == path).map(|(_, limit)| *limit);
-    named.unwrap_or(match package.kind {
-        Kind::Server => SECOND_OF_SERVER,
-        Kind::Chat => SECOND_OF_CHAT,
-        Kind::Lesson | Kind::Crate => SECOND_OF_LESSON,
+pub fn second_file(package: &Package, path: &str) -> Option<usize> {
+    named(path).or_else(|| match package.kind {
+        Kind::Server => named("second-of-server"),
+        Kind::Chat => named("second-of-chat"),
+        Kind::Lesson | Kind::Crate => named("second-of-lesson"),
     })
 }
 
-/// Code lines of a whole library or tool, if it has a limit.
+/// Code lines of a whole library or tool, without tests.
 pub fn whole_crate(package: &Package) -> Option<usize> {
-    CRATES.iter().find(|(name, _)| *name == package.name).map(|(_, limit)| *limit)
+    named(&package.name)
 }
 
 /// Changed lines since the diff base. A letter after the number means: a variant of that model.
@@ -125,19 +73,19 @@ fn number(program: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn limit_of(kind: Kind, name: &str) -> usize {
-        let package = Package { name: name.into(), folder: name.into(), kind, programs: Vec::new(), roots: Vec::new() };
+    fn limit_of(kind: Kind, name: &str) -> Option<usize> {
+        let package = Package { name: name.into(), folder: name.into(), kind, ..Package::default() };
         program(&package, &Program { name: name.into(), path: String::new() })
     }
 
     #[test]
     fn limit_follows_the_name_of_the_program() {
-        assert_eq!(limit_of(Kind::Server, "server02-select"), 95);
-        assert_eq!(limit_of(Kind::Server, "server02b-epoll"), 105);
-        assert_eq!(limit_of(Kind::Server, "server02b-edge"), 100);
-        assert_eq!(limit_of(Kind::Chat, "naive-await"), NAIVE);
-        assert_eq!(limit_of(Kind::Lesson, "backlog"), LESSON);
-        assert_eq!(limit_of(Kind::Server, "server99-new"), 0);
+        assert_eq!(limit_of(Kind::Server, "server02-select"), Some(95));
+        assert_eq!(limit_of(Kind::Server, "server02b-epoll"), Some(105));
+        assert_eq!(limit_of(Kind::Server, "server02b-edge"), Some(100));
+        assert_eq!(limit_of(Kind::Chat, "naive-await"), Some(80));
+        assert_eq!(limit_of(Kind::Lesson, "backlog"), Some(120));
+        assert_eq!(limit_of(Kind::Server, "server99-new"), None);
     }
 
     #[test]

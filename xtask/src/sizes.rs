@@ -15,7 +15,7 @@ pub struct FileSize<'t> {
     pub source: &'t Source,
     pub functions: Vec<Function>,
     pub code: usize,
-    pub limit: usize,
+    pub limit: Option<usize>,
     /// Comment lines per 100 code lines.
     pub comments: usize,
     /// The first file of a server or a chat: its loop, its comments and its diff have limits too.
@@ -69,12 +69,11 @@ pub fn of_example<'t>(tree: &'t Tree, package: &'t Package) -> Vec<FileSize<'t>>
 
 fn of_program<'t>(tree: &'t Tree, package: &Package, program: &Program, source: &'t Source) -> FileSize<'t> {
     let is_lesson = package.kind != Kind::Lesson && !program.is_naive();
-    let lesson =
-        is_lesson.then(|| Lesson { first_loop: source::first_loop(&source.file), diff: diff(tree, &program.name) });
+    let lesson = is_lesson.then(|| Lesson { first_loop: source.first_loop(), diff: diff(tree, &program.name) });
     FileSize { lesson, ..of_file(program.name.clone(), source, limits::program(package, program)) }
 }
 
-fn of_file(name: String, source: &Source, limit: usize) -> FileSize<'_> {
+fn of_file(name: String, source: &Source, limit: Option<usize>) -> FileSize<'_> {
     let size = source.size();
     let comments = (100 * size.comments).checked_div(size.code).unwrap_or(0);
     FileSize { name, source, functions: source::functions(source), code: size.code, limit, comments, lesson: None }

@@ -9,6 +9,5 @@ mod lines;
 
 pub use attributes::is_test;
 pub use calls::calls;
-pub use depth::first_loop;
 pub use file::Source;
 pub use functions::{Function, functions};

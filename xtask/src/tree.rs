@@ -5,14 +5,14 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use cargo_metadata::MetadataCommand;
+use cargo_metadata::camino::Utf8Path;
+use cargo_metadata::{MetadataCommand, Target};
 use testkit::catalogue::{self, Example};
 
-use crate::guide;
 use crate::source::Source;
 
 /// What a package is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
     /// An example with a table in its Cargo.toml: a byte service.
     Server,
@@ -21,17 +21,24 @@ pub enum Kind {
     /// A package under misc or ipc.
     Lesson,
     /// A library or a tool.
+    #[default]
     Crate,
 }
 
+#[derive(Default)]
 pub struct Package {
     pub name: String,
+    pub description: String,
     /// Relative to the root.
     pub folder: String,
     pub kind: Kind,
     pub programs: Vec<Program>,
+    /// The program that `cargo run -p NAME` runs.
+    pub default_run: Option<String>,
     /// The first file of the library and of each program.
     pub roots: Vec<String>,
+    /// True if there is a tests/truths.rs.
+    pub has_truths: bool,
 }
 
 /// A binary target.
@@ -61,8 +68,6 @@ impl Program {
 pub struct Tree {
     pub packages: Vec<Package>,
     pub examples: Vec<Example>,
-    /// The list of crates that misc/README.md should have.
-    pub guide: String,
     /// Path relative to the root, and text, of every Rust, Markdown and TOML file that git knows or would add.
     pub texts: Vec<(String, String)>,
     pub sources: Vec<Source>,
@@ -86,8 +91,7 @@ impl Tree {
         }
         let examples = catalogue::examples(root)?;
         let packages = packages(root, &examples)?;
-        let guide = guide::render_guide(root, &guide::crates(root)?);
-        Ok(Tree { packages, examples, guide, texts, sources })
+        Ok(Tree { packages, examples, texts, sources })
     }
 
     pub fn text(&self, path: &str) -> Option<&str> {
@@ -133,11 +137,10 @@ impl Tree {
 
 fn packages(root: &Path, examples: &[Example]) -> Result<Vec<Package>> {
     let metadata = MetadataCommand::new().current_dir(root).no_deps().other_options(vec!["--offline".into()]).exec()?;
+    let relative = |path: &Utf8Path| path.strip_prefix(root).unwrap_or(path).to_string();
     let mut packages = Vec::new();
-    for package in &metadata.packages {
-        let relative = |path: &Path| path.strip_prefix(root).unwrap_or(path).display().to_string();
-        let folder = package.manifest_path.parent().context("a manifest has no folder")?;
-        let folder = relative(folder.as_std_path());
+    for package in metadata.packages {
+        let folder = relative(package.manifest_path.parent().context("a manifest has no folder")?);
         let family = examples.iter().find(|example| package.name == example.name).map(|e| e.family.as_str());
         let kind = match family {
             Some("chat") => Kind::Chat,
@@ -145,11 +148,20 @@ fn packages(root: &Path, examples: &[Example]) -> Result<Vec<Package>> {
             None if folder.starts_with("misc/") || folder.starts_with("ipc/") => Kind::Lesson,
             None => Kind::Crate,
         };
-        let path = |target: &cargo_metadata::Target| relative(target.src_path.as_std_path());
-        let bins = package.targets.iter().filter(|target| target.is_bin());
-        let programs = bins.map(|target| Program { name: target.name.clone(), path: path(target) }).collect();
-        let roots = package.targets.iter().filter(|target| target.is_bin() || target.is_lib()).map(path).collect();
-        packages.push(Package { name: package.name.to_string(), folder, kind, programs, roots });
+        let targets = || package.targets.iter();
+        let program = |target: &Target| Program { name: target.name.clone(), path: relative(&target.src_path) };
+        let programs: Vec<Program> = targets().filter(|target| target.is_bin()).map(program).collect();
+        let only = programs.first().filter(|_| programs.len() == 1).map(|program| program.name.clone());
+        packages.push(Package {
+            name: package.name.to_string(),
+            description: package.description.clone().unwrap_or_default(),
+            folder,
+            kind,
+            default_run: package.default_run.clone().or(only),
+            roots: targets().filter(|t| t.is_bin() || t.is_lib()).map(|t| relative(&t.src_path)).collect(),
+            has_truths: targets().any(|target| target.is_test() && target.name == "truths"),
+            programs,
+        });
     }
     packages.sort_by(|one, other| one.folder.cmp(&other.folder));
     Ok(packages)

@@ -2,20 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
-use cargo_metadata::Message;
 
-use crate::guide::{self, Crate, Row, Truth};
+use crate::guide::{self, Row, Truth};
 use crate::print::say;
 use crate::tools;
-
-/// The test that holds a crate's truths: tests/truths.rs.
-const TARGET: &str = "truths";
+use crate::tree::{Package, Tree};
 
 /// How a test ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,32 +31,27 @@ impl Outcome {
     }
 }
 
-/// Runs the truths of `only`, or of all crates that have any.
+/// Runs the truths of the packages `only`, or of all packages that have any.
 pub fn run(root: &Path, only: &[String], write: bool) -> Result<()> {
-    let crates = guide::crates(root)?;
-    let mut with_truths: Vec<&Crate> = crates.iter().filter(|one| one.has_truths).collect();
+    let tree = Tree::read(root)?;
+    let all: Vec<&Package> = tree.packages_that(|package| package.has_truths).collect();
     for name in only {
-        ensure!(with_truths.iter().any(|one| one.name == *name), "{name} has no tests/truths.rs");
+        ensure!(all.iter().any(|package| package.name == *name), "{name} has no tests/truths.rs");
     }
-    with_truths.retain(|one| only.is_empty() || only.contains(&one.name));
-    let executables = build(root, &with_truths)?;
+    let is_chosen = |package: &Package| only.is_empty() || only.contains(&package.name);
     let mut seen: Vec<(Truth, Outcome)> = Vec::new();
-    for one in &with_truths {
-        let executable = executables.get(&one.name).with_context(|| format!("{}: cargo built no test", one.name))?;
-        seen.extend(hold(root, one, executable)?);
+    for package in all.iter().filter(|package| is_chosen(package)) {
+        seen.extend(run_tests(root, package)?);
     }
     report(&seen);
     if write {
         let path = root.join(guide::TRUTHS);
         let old = guide::rows(&fs::read_to_string(&path).unwrap_or_default());
-        let elsewhere = |folder: &str| {
-            crates.iter().any(|one| one.folder == folder && one.has_truths)
-                && !with_truths.iter().any(|one| one.folder == folder)
-        };
+        let is_kept = |folder: &str| all.iter().any(|package| package.folder == folder && !is_chosen(package));
         let mut rows = merge(&seen, &old, &today(), &kernel()?);
-        rows.extend(old.iter().filter(|row| elsewhere(&row.truth.folder)).cloned());
+        rows.extend(old.iter().filter(|row| is_kept(&row.truth.folder)).cloned());
         fs::write(&path, guide::render_truths(&rows)).with_context(|| guide::TRUTHS.to_owned())?;
-        guide::write(root, &crates)?;
+        guide::write(root, &tree)?;
         say(&format!("written: {}", guide::TRUTHS));
     }
     let failed = seen.iter().filter(|(_, outcome)| *outcome == Outcome::Failed).count();
@@ -68,52 +59,31 @@ pub fn run(root: &Path, only: &[String], write: bool) -> Result<()> {
     Ok(())
 }
 
-/// Runs the truths of one crate, as cargo would.
-fn hold(root: &Path, one: &Crate, executable: &Path) -> Result<Vec<(Truth, Outcome)>> {
-    say(&format!("== {}", one.name));
-    let mut command = Command::new(executable);
-    command.args(["truth_", "--show-output"]).current_dir(root.join(&one.folder)).env("PATH", tools::path());
-    let output = command.stdin(Stdio::null()).output().with_context(|| executable.display().to_string())?;
+/// Runs tests/truths.rs of one package.
+fn run_tests(root: &Path, package: &Package) -> Result<Vec<(Truth, Outcome)>> {
+    say(&format!("== {}", package.name));
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["test", "-p", &package.name, "--test", "truths", "--", "truth_", "--show-output"]);
+    command.current_dir(root).env("PATH", tools::path());
+    let output = command.stdin(Stdio::null()).output().context("cargo test")?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     let mut seen = Vec::new();
     for (name, outcome) in results(&text) {
-        if let Some(truth) = Truth::of(&name, &one.folder) {
+        if let Some(truth) = Truth::of(&name, &package.folder) {
             say(&format!("{:3}  {:7}  {}", truth.topic, outcome.word(), truth.says));
             seen.push((truth, outcome));
         }
     }
-    skips(&text).iter().for_each(|line| say(line));
+    text.lines().filter(|line| line.starts_with("SKIPPED:")).for_each(say);
     let failed = seen.iter().any(|(_, outcome)| *outcome == Outcome::Failed);
     if failed || !output.status.success() {
         say(&text);
-        // A program that was killed has said nothing of the test that it was in.
-        ensure!(failed, "{}: {}", one.name, output.status);
+        // Tests that did not build, or a test program that was killed.
+        ensure!(failed, "{}: {}", package.name, output.status);
     }
     Ok(seen)
-}
-
-/// One cargo for all of them: package name and test program.
-fn build(root: &Path, crates: &[&Crate]) -> Result<BTreeMap<String, PathBuf>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["test", "--quiet", "--no-run", "--test", TARGET, "--message-format=json-render-diagnostics"]);
-    command.args(crates.iter().flat_map(|one| ["-p", one.name.as_str()]));
-    let mut child = command.current_dir(root).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cargo")?;
-    let stdout = BufReader::new(child.stdout.take().context("cargo's stdout")?);
-    let mut found = BTreeMap::new();
-    for message in Message::parse_stream(stdout) {
-        if let Message::CompilerArtifact(artifact) = message.context("cargo's messages")?
-            && let (Some(executable), true) = (artifact.executable, artifact.target.name == TARGET)
-        {
-            let folder = artifact.manifest_path.parent().context("a manifest's folder")?;
-            let is_it = |one: &&&Crate| folder.as_std_path() == root.join(&one.folder);
-            let one = crates.iter().find(is_it).with_context(|| format!("{folder}: no crate of ours"))?;
-            found.insert(one.name.clone(), executable.into_std_path_buf());
-        }
-    }
-    ensure!(child.wait()?.success(), "the truth tests do not build");
-    Ok(found)
 }
 
 /// What libtest says of each test: `test NAME ... ok`. A test that passed and said SKIPPED has shown nothing.
@@ -138,10 +108,6 @@ fn results(text: &str) -> BTreeMap<String, Outcome> {
         }
     }
     results
-}
-
-fn skips(text: &str) -> Vec<&str> {
-    text.lines().filter(|line| line.starts_with("SKIPPED:")).collect()
 }
 
 /// The sum, and by name what did not pass.
@@ -198,7 +164,6 @@ mod tests {
         assert_eq!(of("truth_h_three"), Some(Outcome::Skipped));
         assert_eq!(of("truth_h_four"), Some(Outcome::Skipped));
         assert_eq!(results.len(), 4);
-        assert_eq!(skips(LIBTEST), ["SKIPPED: truth_h_three: no network of its own"]);
     }
 
     #[test]

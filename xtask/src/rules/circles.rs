@@ -3,7 +3,7 @@
 //! A file uses another one if its code names something in it by a path of modules. A `mod` declaration is no use, and a
 //! `pub use` is none: the path is followed to the file that has the name.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 
 use syn::visit::{self, Visit};
 
@@ -48,52 +48,49 @@ fn files_of<'t>(sources: impl Iterator<Item = &'t Source>, root: &str) -> Files 
     files
 }
 
-/// One breach for each circle.
+/// One breach for each file of a circle.
 fn circles(files: &Files) -> Vec<Breach> {
     let mut uses: BTreeMap<&Module, BTreeMap<&Module, usize>> = BTreeMap::new();
     for (module, file) in files {
-        for (path, line) in &file.paths {
-            let used = resolve(files, module, path, 0).filter(|used| *used != module);
-            used.into_iter().for_each(|used| _ = uses.entry(module).or_default().entry(used).or_insert(*line));
+        let used = file.paths.iter().filter_map(|(path, line)| Some((resolve(files, module, path, 0)?, *line)));
+        uses.insert(module, used.filter(|(used, _)| *used != module).collect());
+    }
+    // A file that uses no other file is in no circle, and neither is a file that no other file uses.
+    loop {
+        let all = uses.clone();
+        uses.values_mut().for_each(|used| used.retain(|module, _| all.contains_key(module)));
+        let is_used = |module: &Module| all.values().any(|used| used.contains_key(module));
+        uses.retain(|module, used| !used.is_empty() && is_used(module));
+        if uses.len() == all.len() {
+            break;
         }
     }
-    let mut seen = BTreeSet::new();
-    let mut breaches = Vec::new();
-    for (module, used) in &uses {
-        for (next, line) in used {
-            let Some(way) = way(&uses, next, module) else { continue };
-            if seen.insert(way.iter().copied().collect::<BTreeSet<_>>()) {
-                let path = |module: &Module| files.get(module).map_or("", |file| file.path.as_str());
-                let names: Vec<&str> = way.iter().map(|module| path(module)).collect();
-                breaches.push(Breach::new(
-                    path(module),
-                    *line,
-                    format!("circle of files: this one -> {}", names.join(" -> ")),
-                ));
-            }
-        }
-    }
-    breaches
+    let path = |module: &Module| files.get(module).map_or("", |file| file.path.as_str());
+    let breach = |(module, used): (&&Module, &BTreeMap<&Module, usize>)| {
+        let names: Vec<&str> = used.keys().map(|used| path(used)).collect();
+        let line = used.values().min().copied().unwrap_or(1);
+        Breach::new(path(module), line, format!("a circle of files: this one uses {}", names.join(", ")))
+    };
+    uses.iter().map(breach).collect()
 }
 
 /// The file that a path in a module leads to.
 fn resolve<'f>(files: &'f Files, from: &Module, path: &[String], depth: usize) -> Option<&'f Module> {
-    let mut names = path.iter().peekable();
     let mut at = from.clone();
-    match path.first().map(String::as_str) {
-        Some("crate") => at.clear(),
-        Some("self") => {}
-        Some("super") => _ = at.pop(),
-        Some(name) if depth > 0 || files.contains_key(&[from.as_slice(), &[name.to_owned()]].concat()) => {
-            return descend(files, at, path, depth);
+    let mut rest = path;
+    while let [name, tail @ ..] = rest {
+        match name.as_str() {
+            "crate" => at.clear(),
+            "super" => _ = at.pop(),
+            "self" => {}
+            _ => break,
         }
-        _ => return None,
+        rest = tail;
     }
-    names.next();
-    while names.next_if(|name| *name == "super").is_some() {
-        at.pop();
-    }
-    descend(files, at, &names.cloned().collect::<Vec<_>>(), depth)
+    // A path that begins with another name leads into a module below this one, or out of the crate.
+    let is_below = |name: &String| files.contains_key(&[from.as_slice(), std::slice::from_ref(name)].concat());
+    let is_ours = rest.len() < path.len() || depth > 0 || path.first().is_some_and(is_below);
+    if is_ours { descend(files, at, rest, depth) } else { None }
 }
 
 /// Goes down from a module while the names are files, then through a `pub use`.
@@ -112,26 +109,6 @@ fn descend<'f>(files: &'f Files, mut at: Module, names: &[String], depth: usize)
         Some(export) if depth < 5 => resolve(files, module, export, depth + 1),
         _ => Some(module),
     }
-}
-
-/// The shortest way from one file to another.
-fn way<'f>(
-    uses: &BTreeMap<&'f Module, BTreeMap<&'f Module, usize>>,
-    from: &'f Module,
-    to: &'f Module,
-) -> Option<Vec<&'f Module>> {
-    let mut queue = VecDeque::from([vec![from]]);
-    let mut seen = BTreeSet::from([from]);
-    while let Some(way) = queue.pop_front() {
-        let last = *way.last()?;
-        if last == to {
-            return Some(way);
-        }
-        for next in uses.get(last).into_iter().flat_map(BTreeMap::keys).filter(|next| seen.insert(**next)) {
-            queue.push_back([way.as_slice(), &[*next]].concat());
-        }
-    }
-    None
 }
 
 impl<'a> Visit<'a> for File {
@@ -201,8 +178,8 @@ mod tests {
         assert_eq!(circles_in(&[lib, uses_b, ("x/src/b.rs", "pub struct B;")]), []);
         for back in ["use crate::a::A;", "use super::a;", "fn f() { crate::a::g() }", "use crate::A;"] {
             let found = circles_in(&[lib, uses_b, ("x/src/b.rs", back)]);
-            assert_eq!(found.len(), 1, "{back}");
-            assert!(found[0].reason.contains("x/src/b.rs -> x/src/a.rs"), "{found:?}");
+            let paths: Vec<&str> = found.iter().map(|breach| breach.path.as_str()).collect();
+            assert_eq!(paths, ["x/src/a.rs", "x/src/b.rs"], "{back}");
         }
     }
 
@@ -212,7 +189,7 @@ mod tests {
         let parent = |text| [("x/src/lib.rs", "mod a;"), ("x/src/a.rs", text), child];
         assert_eq!(circles_in(&parent("mod c; pub struct A;")), []);
         assert_eq!(circles_in(&parent("mod c; pub use c::f; pub struct A;")), []);
-        assert_eq!(circles_in(&parent("mod c; pub struct A; fn g() { c::f() }")).len(), 1);
+        assert_eq!(circles_in(&parent("mod c; pub struct A; fn g() { c::f() }")).len(), 2);
     }
 
     #[test]

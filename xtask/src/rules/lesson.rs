@@ -6,57 +6,8 @@ use crate::tree::{Package, Tree};
 
 const SECTION: &str = "## Syscalls in this lesson";
 
-/// A system call, and the names by which Rust code makes it. The name of the call itself always counts.
-const NAMES: &[(&str, &str)] = &[
-    ("accept accept4", "accept accept4 accept_raw Accept::new AcceptMulti::new"),
-    ("bind listen", "TcpListener::bind UnixListener::bind UnixDatagram::bind"),
-    ("clone clone3", "spawn spawn_scoped fork status output"),
-    ("close", "drop"),
-    ("connect", "connect_timeout TcpStream::connect UnixStream::connect"),
-    ("epoll_create1", "Epoll::new Poll::new"),
-    ("epoll_ctl", "add modify delete register reregister deregister"),
-    ("epoll_wait epoll_pwait", "wait poll"),
-    ("eventfd eventfd2", "EventFd::new EventFd::from_value Waker::new"),
-    ("fcntl", "set_nonblocking lock unlock"),
-    ("flock", "Flock::lock lock"),
-    ("futex", "lock wait wait_while wait_timeout notify_one notify_all notified"),
-    ("getpeername getsockname", "peer_addr local_addr"),
-    ("getsockopt", "take_error tcp_info"),
-    ("io_uring_enter", "submit submit_and_wait submit_with_args enter"),
-    ("io_uring_register", "register_buf_ring register_buf_ring_with_flags register_files register_buffers"),
-    ("io_uring_setup", "IoUring::new IoUring::builder build"),
-    ("ioctl", "ioctl"),
-    ("kill", "kill"),
-    ("lseek", "seek"),
-    ("mknodat mkfifo", "mkfifo mknod"),
-    ("mmap", "mmap_anonymous"),
-    ("open openat", "open create File::open File::create"),
-    ("pipe pipe2", "io::pipe pipe2"),
-    ("ppoll poll", "poll ppoll"),
-    ("pselect pselect6 select", "select pselect"),
-    ("recv recvfrom read", "recv recvfrom read read_until read_line read_exact read_to_end copy"),
-    ("recvmsg", "recvmsg recv_vectored"),
-    ("rename", "fs::rename persist"),
-    ("send sendto write", "send sendto write write_all copy"),
-    ("sendmsg writev", "sendmsg send_vectored write_vectored"),
-    (
-        "setsockopt",
-        "set_reuse_address set_reuse_port set_tcp_nodelay set_nodelay set_linger set_tcp_cork set_read_timeout \
-         set_write_timeout set_recv_buffer_size set_send_buffer_size",
-    ),
-    ("setitimer", "setitimer"),
-    ("signalfd signalfd4", "SignalFd::new SignalFd::with_flags"),
-    (
-        "sigprocmask rt_sigprocmask",
-        "thread_block thread_unblock thread_set_mask thread_swap_mask sigprocmask pthread_sigmask",
-    ),
-    ("sigaction rt_sigaction", "sigaction signal on_signal"),
-    ("socket", "Socket::new TcpListener::bind UnixListener::bind"),
-    ("socketpair", "Socket::pair UnixStream::pair UnixDatagram::pair"),
-    ("statx", "metadata statx"),
-    ("wait4 waitpid", "waitpid wait4"),
-    ("waitid", "waitid"),
-];
+/// System calls, and the names by which Rust code makes them.
+const TABLE: &str = include_str!("../../tables/calls.txt");
 
 pub fn calls(tree: &Tree) -> Vec<Breach> {
     let mut breaches = Vec::new();
@@ -99,9 +50,10 @@ fn missing<'a>(named: &'a [(usize, String)], made: &'a [String]) -> impl Iterato
 
 fn makes(name: &str, call: &str) -> bool {
     let last = name.rsplit("::").next().unwrap_or_default();
-    let row = NAMES.iter().find(|(calls, _)| calls.split(' ').any(|known| known == call));
-    let names = row.into_iter().flat_map(|(_, names)| names.split_whitespace());
-    last == call || names.chain([]).any(|known| known == last || known == name)
+    let is_row = |(calls, _): &(&str, &str)| calls.split(' ').any(|known| known == call);
+    let row = TABLE.lines().filter_map(|line| line.split_once(':')).find(is_row);
+    let mut names = row.into_iter().flat_map(|(calls, names)| calls.split(' ').chain(names.split_whitespace()));
+    last == call || names.any(|known| known == last || known == name)
 }
 
 #[cfg(test)]

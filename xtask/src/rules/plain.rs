@@ -5,7 +5,7 @@ use crate::limits;
 use crate::tree::Tree;
 
 /// Not a Rust file: it has the words that no Rust file may have.
-const LIST: &str = include_str!("plain-words.txt");
+const LIST: &str = include_str!("../../tables/words.txt");
 /// The one standard term that contains a word of the list.
 const STANDARD: &str = "thundering herd";
 

@@ -7,8 +7,8 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 use super::attributes::is_test;
-use super::calls;
 use super::lines::{self, Line};
+use super::{calls, depth};
 
 /// A parsed file.
 pub struct Source {
@@ -55,6 +55,12 @@ impl Source {
         let mut calls = calls::calls(self.text.parse().unwrap_or_default());
         calls.retain(|(_, line)| !self.is_test(*line));
         calls
+    }
+
+    /// The line on which the first `while` or `loop` outside tests begins.
+    pub fn first_loop(&self) -> Option<usize> {
+        let loops = depth::loops(self.text.parse().unwrap_or_default());
+        loops.into_iter().find(|line| !self.is_test(*line))
     }
 
     fn is_test(&self, line: usize) -> bool {
@@ -114,9 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn calls_in_tests_are_left_out() {
-        let text = "fn f() { a(); }\n#[cfg(test)]\nmod t {\n    fn g() { accept(); }\n}\n#[test]\nfn t() { accept(); }";
-        assert_eq!(Source::parse("x.rs", text).unwrap().calls(), [("a".to_owned(), 1)]);
+    fn calls_and_loops_in_tests_are_left_out() {
+        let text = "#[cfg(test)]\nmod t {\n    fn g() { loop { accept(); } }\n}\nfn f() { loop { a(); } }\n";
+        let source = Source::parse("x.rs", text).unwrap();
+        assert_eq!((source.calls(), source.first_loop()), (vec![("a".to_owned(), 5)], Some(5)));
     }
 
     #[test]

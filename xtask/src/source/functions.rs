@@ -5,7 +5,7 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 use super::attributes::is_test;
-use super::depth;
+use super::depth::depth;
 use super::file::Source;
 
 /// A function.
@@ -54,7 +54,7 @@ impl Functions<'_> {
         self.found.push(Function {
             line: start,
             lines: self.source.code_lines(start..=end),
-            depth: depth::of(block),
+            depth: depth(tokens.clone()),
             statements: block.stmts.len(),
             tokens: count(tokens),
             normal: format!("{declared} {}", normal(&body)),
