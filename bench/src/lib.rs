@@ -4,6 +4,7 @@
 //! reaped children included. A rate alone would measure the client too, and on two cores the scheduler.
 #![warn(missing_docs)]
 
+pub mod against;
 pub mod chats;
 pub mod idle;
 pub mod measure;

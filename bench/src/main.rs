@@ -11,7 +11,7 @@ use anyhow::Result;
 use bench::measure::{self, Cost, Workload, median};
 use bench::plot::{self, Line};
 use bench::subject::{self, BARE, Subject};
-use bench::{idle, syscalls};
+use bench::{against, idle, syscalls};
 use clap::Parser;
 use client::machine::Machine;
 
@@ -32,6 +32,9 @@ struct Args {
     /// Idle connections to hold
     #[arg(long, default_value_t = 10_000)]
     idle: usize,
+    /// Another checkout of this project, such as an older one: only compare its designs with these, in turns
+    #[arg(long, value_name = "FOLDER")]
+    against: Option<PathBuf>,
     /// Folder for the plots
     #[arg(long, default_value = "target/bench")]
     plots: PathBuf,
@@ -58,6 +61,9 @@ fn run(args: &Args) -> Result<()> {
         "Server pinned to one CPU, client to another; answers of 100 bytes. us = CPU time of the server's whole family",
     );
     say("per request; x = that over the bare epoll loop's of the same round; - 00 = that less server00-iterative's.");
+    if let Some(other) = &args.against {
+        return against::compare(&subjects, &subject::all(other)?, &args.clients, args.rounds, args.length);
+    }
     std::fs::create_dir_all(&args.plots)?;
     let mut glance: Vec<String> = subjects.iter().map(|subject| format!("{:30}", subject.name)).collect();
     for workload in [Workload::Kept, Workload::Connect] {

@@ -54,10 +54,11 @@ pub fn all(root: &Path) -> Result<Vec<Subject>> {
         };
         let variant = |variant: &catalogue::Variant| Subject {
             name: format!("{} {}", example.name, variant.name),
+            bin: bins.join(variant.bin.as_ref().unwrap_or(&example.name)),
             args: variant.args.clone(),
             ..plain.clone()
         };
-        subjects.extend(example.variants.iter().filter(|v| !v.args.is_empty()).map(variant));
+        subjects.extend(example.variants.iter().filter(|v| !v.args.is_empty() || v.bin.is_some()).map(variant));
         subjects.push(plain);
     }
     subjects.get_mut(1..).unwrap_or_default().sort_by(|a, b| a.name.cmp(&b.name));

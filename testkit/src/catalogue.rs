@@ -74,7 +74,10 @@ pub struct Variant {
     /// What to call it in a table.
     pub name: String,
     /// The arguments that make it.
+    #[serde(default)]
     pub args: Vec<String>,
+    /// The binary, if it is not the one with the name of the example.
+    pub bin: Option<String>,
 }
 
 impl std::ops::Deref for Example {
