@@ -7,7 +7,8 @@
 //! Diff base: server06-prethread
 //! Overload: queue (--queue clients in the program, the other clients in the listener's backlog)
 
-use std::collections::VecDeque;
+mod queue;
+
 use std::io::ErrorKind::Interrupted;
 use std::thread::{self, Builder};
 
@@ -16,8 +17,8 @@ use clap::Parser;
 use common::cli::Pool;
 use common::report::{self, Failed};
 use lifecycle::{Server, shutdown};
-use parking_lot::{Condvar, Mutex};
-use socket2::{SockAddr, Socket};
+use queue::Queue;
+use socket2::Socket;
 
 /// TCP concurrent server: one acceptor, a bounded queue, and a pool of threads
 #[derive(Parser)]
@@ -37,8 +38,7 @@ fn main() -> Result<(), Failed> {
     let listener = server.listen()?;
     shutdown::register(&listener);
 
-    let queue = Queue { limit: queue.into(), ..Queue::default() };
-    // The scope waits for all of its threads, so they may borrow the queue.
+    let queue = Queue::new(queue);
     thread::scope(|scope| {
         for _ in 0..pool.workers {
             // Builder, because Scope::spawn panics if the kernel cannot create a thread.
@@ -76,53 +76,5 @@ fn worker(queue: &Queue, server: &Server) {
     while let Some((mut conn, peer)) = queue.pop() {
         server.serve(&mut conn, &peer);
         drop(conn); // close(2): the client reads end of file
-    }
-}
-
-/// A bounded queue: the state, the lock that protects it, and two conditions that threads wait for.
-#[derive(Default)]
-struct Queue {
-    limit: usize,
-    state: Mutex<State>,
-    not_empty: Condvar,
-    not_full: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    clients: VecDeque<(Socket, SockAddr)>,
-    is_closed: bool,
-}
-
-impl Queue {
-    /// Appends a client. Sleeps while the queue is full: this stops the acceptor (back-pressure).
-    fn push(&self, client: (Socket, SockAddr)) {
-        let mut state = self.state.lock();
-        while state.clients.len() == self.limit {
-            // Releases the lock and sleeps in one step, so no notification is lost. Locks again
-            // before it returns.
-            self.not_full.wait(&mut state);
-        }
-        state.clients.push_back(client);
-        // One client needs one worker: notify_all would also wake the other workers.
-        self.not_empty.notify_one();
-    }
-
-    /// Removes the first client. Sleeps while the queue is empty. None: it is empty and closed.
-    fn pop(&self) -> Option<(Socket, SockAddr)> {
-        let mut state = self.state.lock();
-        // A loop, because another worker may take the client before this worker has the lock again.
-        while state.clients.is_empty() && !state.is_closed {
-            self.not_empty.wait(&mut state);
-        }
-        let client = state.clients.pop_front();
-        self.not_full.notify_one();
-        client
-    }
-
-    /// Lets the workers end when the queue is empty. Without this call they would sleep forever.
-    fn close(&self) {
-        self.state.lock().is_closed = true;
-        self.not_empty.notify_all();
     }
 }
