@@ -1,34 +1,34 @@
 //! The options that mean the same in every chat server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
 /// Clients at once.
 pub const MAX_CONNS: u32 = 1000;
-/// Clients at once from one address. Loopback is exempt: whoever comes through the gateway comes from there.
+/// Clients at once from one address. Loopback is exempt: all clients of the gateway have that address.
 pub const MAX_PER_ADDR: u32 = 64;
 /// Milliseconds from the connection to an accepted nick.
 pub const HANDSHAKE_TIMEOUT_MS: u64 = 30_000;
-/// Milliseconds a member may stay without sending a line; an empty one will do.
+/// Milliseconds that a member may send no line. An empty line counts.
 pub const IDLE_TIMEOUT_MS: u64 = 600_000;
-/// Milliseconds without progress while something waits to be sent.
+/// Milliseconds without progress while bytes wait to be sent.
 pub const WRITE_TIMEOUT_MS: u64 = 10_000;
-/// Milliseconds that the last words get after SIGTERM or SIGINT.
+/// Milliseconds from SIGTERM or SIGINT to the end of all sessions.
 pub const GRACE_MS: u64 = 1_000;
 /// Lines a second from one client ...
 pub const RATE: u32 = 10;
 /// ... and at once, after a silence.
 pub const BURST: u32 = 20;
-/// Milliseconds that one client's lines may be made to wait, before it is told to go.
+/// Milliseconds of rate-limit delay after which a flooding client is disconnected.
 pub const FLOOD_TIMEOUT_MS: u64 = 100_000;
 /// Bytes that may wait for one client.
 pub const OUTBOX: usize = 256 * 1024;
 /// Lines kept for `/history`.
 pub const HISTORY: usize = 1000;
 
-/// The limits of a chat. All times are milliseconds, at least 1.
+/// The limits of a chat. All times are in milliseconds, and at least 1.
 #[derive(Args, Clone, Debug)]
 pub struct Limits {
     /// Clients at once
@@ -40,13 +40,13 @@ pub struct Limits {
     /// Time from the connection to an accepted nick
     #[arg(long, default_value_t = HANDSHAKE_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
     pub handshake_timeout: u64,
-    /// Time a member may stay without sending a line
+    /// Disconnect a member that sends no line in this time
     #[arg(long, default_value_t = IDLE_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
     pub idle_timeout: u64,
-    /// Time without progress while something waits to be sent
+    /// Disconnect a client that takes no bytes in this time while bytes wait for it
     #[arg(long, default_value_t = WRITE_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
     pub write_timeout: u64,
-    /// Time that the last words get after SIGTERM or SIGINT
+    /// Shutdown timeout: how long clients may take to read the final message after SIGTERM or SIGINT
     #[arg(long, default_value_t = GRACE_MS, value_name = "MS", value_parser = ms())]
     pub grace: u64,
     /// Lines a second from one client
@@ -55,7 +55,7 @@ pub struct Limits {
     /// Lines at once from one client, after a silence
     #[arg(long, default_value_t = BURST, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub burst: u32,
-    /// Time that one client's lines may be made to wait, in all, before it is told to go
+    /// Total rate-limit delay after which a flooding client is disconnected
     #[arg(long, default_value_t = FLOOD_TIMEOUT_MS, value_name = "MS", value_parser = ms())]
     pub flood_timeout: u64,
     /// Bytes that may wait to be sent to one client
@@ -64,10 +64,10 @@ pub struct Limits {
     /// Lines kept for /history
     #[arg(long, default_value_t = HISTORY, value_name = "LINES", value_parser = lines)]
     pub history: usize,
-    /// What has been said, one line each, for ever
-    #[arg(long, default_value = "chat_log.txt", value_name = "FILE")]
-    pub log: PathBuf,
-    /// Keep no log
+    /// Append all lines of the room to this file, and read the history from it at the start
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Write no chat log, not even the default one of v0-processes
     #[arg(long, conflicts_with = "log")]
     pub no_log: bool,
 }
@@ -86,25 +86,30 @@ impl Default for Limits {
             flood_timeout: FLOOD_TIMEOUT_MS,
             outbox: OUTBOX,
             history: HISTORY,
-            log: PathBuf::from("chat_log.txt"),
+            log: None,
             no_log: false,
         }
     }
 }
 
 impl Limits {
-    /// `--grace` as a time.
+    /// The shutdown timeout, `--grace`.
     pub fn grace(&self) -> Duration {
         Duration::from_millis(self.grace)
     }
 
-    /// `--write-timeout` as a time.
+    /// The `--write-timeout`.
     pub fn write_timeout(&self) -> Duration {
         Duration::from_millis(self.write_timeout)
     }
+
+    /// The chat log, if there is one.
+    pub fn log_file(&self) -> Option<&Path> {
+        self.log.as_deref().filter(|_| !self.no_log)
+    }
 }
 
-/// What happens to a reader that is slower than the room. You have to drop something: a message, a reader, or
+/// What happens to a reader that is slower than the room. A server has to give up something: a message, a reader, or
 /// everybody's time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Slow {
@@ -112,12 +117,12 @@ pub enum Slow {
     Grow,
     /// It misses lines, and is told how many
     Drop,
-    /// It is told `! slow-reader`, and goes
+    /// It gets `! slow-reader` and is disconnected
     #[default]
     Kick,
 }
 
-/// One millisecond to one day: never "for ever", never a deadline that overflows.
+/// One millisecond to one day: no infinite timeout, and no deadline that overflows.
 fn ms() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..=86_400_000)
 }

@@ -1,18 +1,18 @@
-//! What a line means: the nick, the commands, and what is said to all.
+//! What a line means: the nick, a command, or something said to the room.
 
 use std::time::Instant;
 
 use crate::event::NICK_BAD;
 use crate::room::{ClientId, Room};
 
-/// Longest nick.
+/// The longest nick.
 pub const NICK_MAX: usize = 20;
-/// Lines that `/history` answers with, unless asked for more.
-const HISTORY_USUAL: usize = 20;
-/// Where a list of nicks goes on in the next line.
+/// Lines in the answer to `/history` without a number.
+const HISTORY_DEFAULT: usize = 20;
+/// Length after which a list of nicks continues in the next line.
 const LIST_WIDTH: usize = 900;
 
-const NO_ACCOUNTS: &str = "! login-failed there are no accounts here";
+const NO_ACCOUNTS: &str = "! login-failed this server has no accounts";
 
 const USAGES: &[(&str, &str)] = &[
     ("nick", "/nick NEW"),
@@ -25,26 +25,26 @@ const USAGES: &[(&str, &str)] = &[
 ];
 
 pub(crate) const HELP: &str = "\
-= help /nick NEW        another nick
-= help /list            who is here
-= help /pm NICK TEXT    to one only
-= help /me TEXT         what you do
+= help /nick NEW        change your nick
+= help /list            list the members
+= help /pm NICK TEXT    send to one member only
+= help /me TEXT         say what you do
 = help /history [N]     the last lines, at most 100
-= help /echo on|off     your own lines, too
+= help /echo on|off     also get your own lines
 = help /quit [TEXT]     leave (also /exit)
 = end help";
 
 impl Room {
-    /// A line before the nick is accepted.
-    pub(crate) fn greet(&mut self, id: ClientId, text: &str, now: Instant) {
+    /// A line of a client without a nick.
+    pub(crate) fn first_line(&mut self, id: ClientId, text: &str, now: Instant) {
         let nick = match text.split_once(' ') {
             None => text,
             Some(("/nick", nick)) => nick,
             Some(("/login", _)) => return self.send(id, NO_ACCOUNTS, now),
-            Some(_) => return self.leave(id, "", NICK_BAD, now),
+            Some(_) => return self.leave_with(id, "", NICK_BAD, now),
         };
         if !is_nick(nick) {
-            return self.leave(id, "", NICK_BAD, now);
+            return self.leave_with(id, "", NICK_BAD, now);
         }
         if !self.take_nick(id, nick) {
             return self.send(id, &format!("! nick-taken {nick} is here already"), now);
@@ -54,7 +54,7 @@ impl Room {
         self.broadcast(Some(id), &format!("* {nick} joined"), now);
     }
 
-    /// Gives a client a nick, if it is free.
+    /// Gives a client a nick, if no other client has it.
     fn take_nick(&mut self, id: ClientId, nick: &str) -> bool {
         let key = nick.to_ascii_lowercase();
         if self.nicks.get(&key).is_some_and(|owner| *owner != id) {
@@ -69,7 +69,7 @@ impl Room {
         true
     }
 
-    /// A line of a client.
+    /// A line of a member.
     pub(crate) fn command(&mut self, id: ClientId, text: &str, now: Instant) {
         if text.is_empty() {
             return;
@@ -81,10 +81,10 @@ impl Room {
             ("nick", nick) if !nick.is_empty() => return self.rename(id, nick, now),
             ("me", action) if !action.is_empty() => return self.say(id, &format!("/me {action}"), now),
             ("pm", _) if rest.contains(' ') => return self.private(id, rest, now),
-            ("quit" | "exit", "") => return self.leave(id, "quit", "* bye", now),
-            ("quit" | "exit", why) => return self.leave(id, why, "* bye", now),
+            ("quit" | "exit", "") => return self.leave_with(id, "quit", "* bye", now),
+            ("quit" | "exit", why) => return self.leave_with(id, why, "* bye", now),
             ("list", "") => self.list(),
-            ("history", "") => self.history.answer(HISTORY_USUAL),
+            ("history", "") => self.history.answer(HISTORY_DEFAULT),
             ("history", n) if n.parse::<usize>().is_ok() => self.history.answer(n.parse().unwrap_or_default()),
             ("echo", "on" | "off") => {
                 if let Some(client) = self.clients.get_mut(&id) {
@@ -96,13 +96,13 @@ impl Room {
             ("login", _) => NO_ACCOUNTS.to_owned(),
             _ => match USAGES.iter().find(|(known, _)| *known == word) {
                 Some((_, usage)) => format!("! usage {usage}"),
-                None => format!("! no-such-command /{word}; /help lists them"),
+                None => format!("! no-such-command /{word}; /help lists the commands"),
             },
         };
         self.send(id, &answer, now);
     }
 
-    /// Said to the room. The sender knows what it said, unless it asked for `/echo on`.
+    /// Said to the room. The sender does not get its own line, except after `/echo on`.
     fn say(&mut self, id: ClientId, text: &str, now: Instant) {
         let Some(client) = self.clients.get(&id) else { return };
         let line = format!("<{}> {text}", client.nick.as_deref().unwrap_or_default());
@@ -122,7 +122,7 @@ impl Room {
         }
     }
 
-    /// Said to one, and confirmed to the sender. Neither in the history nor in the log.
+    /// Said to one member, and confirmed to the sender. It is neither in the history nor in the log.
     fn private(&mut self, id: ClientId, rest: &str, now: Instant) {
         let (nick, text) = rest.split_once(' ').unwrap_or((rest, ""));
         let Some(to) = self.nicks.get(&nick.to_ascii_lowercase()).copied() else {
@@ -134,7 +134,7 @@ impl Room {
         self.send(id, &format!(">{nick}< {text}"), now);
     }
 
-    /// All nicks, in as many lines as it takes; all but the last end in `...`, which is no nick.
+    /// All nicks, in as many lines as needed. Each line except the last ends in `...`, which is not a nick.
     fn list(&self) -> String {
         let mut text = String::from("= list");
         let mut width = text.len();
@@ -154,7 +154,7 @@ impl Room {
     }
 }
 
-/// A letter, then up to 19 letters, digits, `_` or `-`.
+/// True for a letter, followed by up to 19 letters, digits, `_` or `-`.
 pub fn is_nick(text: &str) -> bool {
     text.len() <= NICK_MAX
         && text.starts_with(|c: char| c.is_ascii_alphabetic())

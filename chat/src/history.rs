@@ -1,11 +1,11 @@
-//! What has been said: the lines that `/history` remembers.
+//! The lines that were said to the room, for `/history`.
 
 use std::collections::VecDeque;
 use std::time::SystemTime;
 
-/// Most lines that `/history` answers with.
+/// Most lines in an answer to `/history`.
 pub const HISTORY_MOST: usize = 100;
-/// Most bytes of an answer to `/history`: it must not make a reader slow by itself.
+/// Most bytes in an answer to `/history`: an answer alone must not overflow the client's queue.
 const HISTORY_BYTES: usize = 64 * 1024;
 
 /// One line that was said to the room.
@@ -13,7 +13,7 @@ const HISTORY_BYTES: usize = 64 * 1024;
 pub struct Said {
     /// `2026-01-31T12:00:00.123Z`.
     pub time: String,
-    /// One more than that of the line before.
+    /// The number of the line, counted from 1.
     pub number: u64,
     /// `<alice> text`.
     pub line: String,
@@ -25,12 +25,12 @@ impl Said {
         Said { time: humantime::format_rfc3339_millis(time).to_string(), number, line }
     }
 
-    /// `TIME SEQ <alice> text` and a LF, as it is in the log.
+    /// The record in the log: `TIME NUMBER <alice> text` and a LF.
     pub fn record(&self) -> Vec<u8> {
         format!("{} {} {}\n", self.time, self.number, self.line).into_bytes()
     }
 
-    /// The other way round; `None` for what no server wrote.
+    /// Reads a record. None: the text is not a record of a chat server.
     pub(crate) fn parse(record: &str) -> Option<Said> {
         let (time, rest) = record.split_once(' ')?;
         let (number, line) = rest.split_once(' ')?;
@@ -49,13 +49,13 @@ pub struct History {
 }
 
 impl History {
-    /// Remembers `most` lines, of which some were said before this start.
+    /// A history of at most `most` lines. `said`: the lines from before this start.
     pub fn new(most: usize, said: Vec<Said>) -> History {
         let number = said.iter().map(|said| said.number).max().unwrap_or(0);
         History { lines: said.into(), most, number }
     }
 
-    /// Something is said.
+    /// Adds a line.
     pub fn add(&mut self, line: String) -> Said {
         self.number += 1;
         let said = Said::new(SystemTime::now(), self.number, line);
@@ -81,7 +81,7 @@ impl History {
 
 #[cfg(test)]
 impl History {
-    /// Said long ago.
+    /// Makes all lines old, so that a test knows their times.
     pub(crate) fn make_old(&mut self) {
         self.lines.iter_mut().for_each(|said| said.time = "1970-01-01T00:00:00.000Z".into());
     }

@@ -1,4 +1,4 @@
-//! One client's sending half: bytes in, events for the hub out, at the client's rate.
+//! One client's receiving side: it takes bytes and gives events for the room, at the client's rate.
 
 use std::time::{Duration, Instant};
 
@@ -10,61 +10,55 @@ use crate::rate::{Bucket, Token};
 /// What a server does next with the receiving side of a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Hand this to the hub, and ask again.
-    Tell(Event),
+    /// Pass this event to the room, and ask again.
+    Event(Event),
     /// There is no whole line: read.
     Read,
-    /// The client has lines, and no right to send yet. Leave the socket alone until then; its send buffer fills, and
-    /// the client itself is made to wait.
+    /// The client has exceeded its rate: do not read before this time. The bytes stay in the socket's buffers, and TCP flow
+    /// control slows the client down.
     Wait(Instant),
 }
 
-/// Framing and rate limit of one client. Read at most a few KiB at a time, and only where [`next`](Self::next) says
-/// [`Next::Read`]: that bounds its memory.
+/// Framing and rate limit of one client. Call read(2) only after [`Next::Read`], with a buffer of a few KiB: that bounds
+/// the memory of an `Input`.
 #[derive(Debug)]
 pub struct Input {
     lines: LineBuf,
     bucket: Bucket,
-    /// The first line has its own cap.
-    greeted: bool,
-    /// Since when a line waits for its token.
+    /// The first line has been taken. It has a limit of its own.
+    is_greeted: bool,
+    /// A line has been waiting for its token since this time.
     held_since: Option<Instant>,
-    /// How long lines have waited, since the bucket was last full.
+    /// For how long lines have waited since the bucket was last full.
     held: Duration,
     flood_timeout: Duration,
-    over: bool,
+    is_over: bool,
 }
 
 impl Input {
-    /// A client that has said nothing yet.
+    /// A client that has sent nothing yet.
     pub fn new(limits: &Limits, now: Instant) -> Input {
         Input {
             lines: LineBuf::new(FIRST_MAX),
             bucket: Bucket::new(limits.rate, limits.burst, now),
-            greeted: false,
+            is_greeted: false,
             held_since: None,
             held: Duration::ZERO,
             flood_timeout: Duration::from_millis(limits.flood_timeout),
-            over: false,
+            is_over: false,
         }
     }
 
-    /// Takes received bytes. After [`close`](Self::close), or a last event, it throws them away.
+    /// Takes received bytes. After an event that ends the session the bytes are discarded.
     pub fn feed(&mut self, bytes: &[u8]) {
-        if !self.over {
+        if !self.is_over {
             self.lines.push(bytes);
         }
     }
 
-    /// The conversation is over: from here on there is only [`Next::Read`], so that the server can drain the socket
-    /// before it closes.
-    pub fn close(&mut self) {
-        self.over = true;
-    }
-
     /// What to do next.
     pub fn next(&mut self, now: Instant) -> Next {
-        if self.over || !self.lines.is_ready() {
+        if self.is_over || !self.lines.is_ready() {
             return Next::Read;
         }
         if self.bucket.is_full(now) {
@@ -72,8 +66,8 @@ impl Input {
         }
         let held = self.held_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         if self.held + held > self.flood_timeout {
-            self.over = true;
-            return Next::Tell(Event::TooFast);
+            self.is_over = true;
+            return Next::Event(Event::TooFast);
         }
         if let Token::Wait(until) = self.bucket.take(now) {
             let since = *self.held_since.get_or_insert(now);
@@ -86,16 +80,16 @@ impl Input {
 
     fn take(&mut self) -> Next {
         let framed = self.lines.next();
-        if !self.greeted {
-            self.greeted = true;
-            self.lines.set_cap(LINE_MAX);
+        if !self.is_greeted {
+            self.is_greeted = true;
+            self.lines.set_limit(LINE_MAX);
         }
         match framed {
-            Some(Framed::Line(text)) => Next::Tell(Event::Line(text)),
-            Some(Framed::NotUtf8) => Next::Tell(Event::NotUtf8),
+            Some(Framed::Line(text)) => Next::Event(Event::Line(text)),
+            Some(Framed::NotUtf8) => Next::Event(Event::NotUtf8),
             Some(Framed::TooLong) => {
-                self.over = true;
-                Next::Tell(Event::TooLong)
+                self.is_over = true;
+                Next::Event(Event::TooLong)
             }
             None => Next::Read,
         }

@@ -1,25 +1,29 @@
-//! The chat protocol, without sockets: what every chat server of the workspace shares, and none of them teaches.
+//! The chat protocol without sockets: the part that all chat servers of the workspace share.
 //!
-//! **The core decides what is said; a server only decides how bytes move.** Two structs make a server:
+//! **This crate decides what is sent; a server only decides how bytes move.** A server uses two types:
 //!
-//! * [`Room`]: who is in it, and what each of them is to be sent. A server tells it what happens
-//!   ([`connect`](Room::connect), [`receive`](Room::receive), [`disconnect`](Room::disconnect), [`tick`](Room::tick)),
-//!   and then asks [`next_changed`](Room::next_changed) for whom there is something to do.
-//! * [`Session`]: one client's conversation. What waits to be sent, whether it is to be read from, when it is over.
+//! * [`Room`]: the members, and what each of them is to be sent. A server reports what has happened
+//!   ([`connect`](Room::connect), [`received`](Room::received), [`tick`](Room::tick), [`shut_down`](Room::shut_down)), and
+//!   then asks [`next_changed`](Room::next_changed) for the clients that it has to handle.
+//! * [`Session`]: one client. It says which bytes wait to be sent, whether to read from the client, and when it is over.
+//!
+//! An error has one way: the result of read(2) goes to [`Room::received`], the result of send(2) to [`Session::sent`], and the
+//! failure of any other call on the client's socket is [`Session::fail`]. After an error [`Session::is_over`] is true. The
+//! server then closes the socket and calls [`Room::remove`], and the other members read that the connection was lost.
 //!
 //! The life of a client, in any concurrency model:
 //!
 //! ```
 //! # use chat::{Limits, Room, Slow};
 //! # use std::time::Instant;
-//! # let (limits, now) = (Limits { no_log: true, ..Limits::default() }, Instant::now());
+//! # let (limits, now) = (Limits::default(), Instant::now());
 //! let mut room = Room::open(&limits, &Default::default(), Slow::Kick).unwrap();
 //! room.connect(1, [127, 0, 0, 1].into(), now); // from accept(2); the server numbers its clients
-//! room.receive(1, b"alice\n", now); // from read(2)
+//! room.received(1, &Ok(6), b"alice\n", now); // from read(2)
 //! while let Some(id) = room.next_changed() {
 //!     let session = room.session_mut(id).unwrap();
-//!     assert_eq!(session.pending(), b"* welcome alice; 1 here, /help lists the commands\n"); // for send(2)
-//!     session.sent(session.pending().len(), now);
+//!     assert!(session.pending().ends_with(b"* welcome alice; 1 here, /help lists the commands\n")); // for send(2)
+//!     session.sent(&Ok(session.pending().len()), now);
 //! }
 //! ```
 #![warn(missing_docs)]
@@ -36,7 +40,6 @@ pub mod rate;
 pub mod room;
 pub mod server;
 pub mod session;
-mod timers;
 
 pub use cli::{Limits, Slow};
 pub use commands::is_nick;

@@ -1,53 +1,53 @@
-//! From bytes to lines: framing, the cap, UTF-8, and what a terminal must never see.
+//! From bytes to lines: framing, the length limit, UTF-8, and escaping for terminals.
 
 use std::fmt::Write;
 
-/// Longest line a client may send, in bytes, its LF included.
+/// The longest line that a client may send, in bytes with the LF.
 pub const LINE_MAX: usize = 1024;
-/// Longest first line. A nick is short, and whoever sends more is no chat client.
+/// The longest first line. A nick is short; a client that sends more is not a chat client.
 pub const FIRST_MAX: usize = 256;
-/// Longest line a server sends: an escaped byte takes at most four, and the time, a tag and a nick come before it.
+/// The longest line that a server sends: an escaped byte takes at most four bytes, and the time, a tag and a nick precede
+/// the text.
 pub const SENT_MAX: usize = 4 * LINE_MAX + 128;
 
-/// What [`LineBuf::next`] found.
+/// The result of [`LineBuf::next`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Framed {
-    /// A whole line without its end, escaped (see [`escape`]).
+    /// A whole line without its line end, escaped (see [`escape`]).
     Line(String),
-    /// A whole line that is no UTF-8. It is gone; the next one may be good.
+    /// A whole line that is not UTF-8. It is discarded; the next line may be valid.
     NotUtf8,
-    /// More than the cap without a LF. Nothing that follows can be trusted to be a line: the buffer is closed.
+    /// No LF within the limit. What follows may be the middle of a line, so the buffer is closed.
     TooLong,
 }
 
-/// Collects received bytes and gives whole lines. It frames first and decodes then, so a character that is split
-/// between two reads arrives whole.
+/// Collects received bytes and returns whole lines. It finds the line end first and decodes UTF-8 after that, so a character
+/// that is split between two reads arrives whole.
 ///
-/// Its memory is bounded by its cap and the longest slice pushed, as long as the caller takes all lines
-/// before it pushes again.
+/// Its memory is bounded by the limit and the longest slice pushed, if the caller takes all lines before it pushes again.
 #[derive(Debug)]
 pub struct LineBuf {
     bytes: Vec<u8>,
-    /// Where the next line begins.
+    /// The index at which the next line begins.
     start: usize,
-    /// No LF before this.
+    /// There is no LF before this index.
     searched: usize,
-    cap: usize,
+    limit: usize,
     closed: bool,
 }
 
 impl LineBuf {
-    /// An empty buffer for lines of at most `cap` bytes with the LF.
-    pub fn new(cap: usize) -> LineBuf {
-        LineBuf { bytes: Vec::new(), start: 0, searched: 0, cap, closed: false }
+    /// An empty buffer for lines of at most `limit` bytes with the LF.
+    pub fn new(limit: usize) -> LineBuf {
+        LineBuf { bytes: Vec::new(), start: 0, searched: 0, limit, closed: false }
     }
 
-    /// The cap for what has not been taken yet.
-    pub fn set_cap(&mut self, cap: usize) {
-        self.cap = cap;
+    /// Sets the limit for the lines that have not been taken yet.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
     }
 
-    /// Takes received bytes. A closed buffer throws them away.
+    /// Takes received bytes. A closed buffer discards them.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.closed {
             return;
@@ -58,18 +58,19 @@ impl LineBuf {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// True if [`next`](Self::next) has something to give.
+    /// True if [`next`](Self::next) will return something.
     pub fn is_ready(&mut self) -> bool {
-        !self.closed && (self.line_end().is_some() || self.bytes.len() - self.start >= self.cap)
+        !self.closed && (self.line_end().is_some() || self.bytes.len() - self.start >= self.limit)
     }
 
-    /// The first line that has not been taken.
+    /// Takes the next line.
     #[expect(clippy::should_implement_trait, reason = "more may follow after None")]
     pub fn next(&mut self) -> Option<Framed> {
         if !self.is_ready() {
             return None;
         }
-        let line = self.line_end().and_then(|end| self.bytes.get(self.start..end)).filter(|line| line.len() < self.cap);
+        let line =
+            self.line_end().and_then(|end| self.bytes.get(self.start..end)).filter(|line| line.len() < self.limit);
         let Some(line) = line else {
             (self.bytes, self.start, self.searched, self.closed) = (Vec::new(), 0, 0, true);
             return Some(Framed::TooLong);
@@ -81,18 +82,18 @@ impl LineBuf {
         Some(framed)
     }
 
-    /// Bytes that have been pushed and not taken.
+    /// The number of bytes that have been pushed and not taken.
     pub fn len(&self) -> usize {
         self.bytes.len() - self.start
     }
 
-    /// True if there are none.
+    /// True if all bytes have been taken.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The index of the first LF. Bytes that were searched in vain are not searched again: a line that comes byte by
-    /// byte costs no more than one that comes whole.
+    /// The index of the first LF. No byte is searched twice: a line that arrives byte by byte costs no more than a line that
+    /// arrives whole.
     fn line_end(&mut self) -> Option<usize> {
         let rest = self.bytes.get(self.searched..)?;
         match rest.iter().position(|byte| *byte == b'\n') {
@@ -108,9 +109,9 @@ impl LineBuf {
     }
 }
 
-/// Makes text harmless for the terminals of the others and for the log: control characters (C0, DEL, C1), invisible
-/// ones and those that turn the direction of writing are written out, `\x1b` or `\u{202e}`. (So an emoji that is
-/// joined of several falls into its parts: the joiner is invisible.)
+/// Makes text safe for terminals and for the log. Control characters (C0, DEL, C1), invisible characters and characters that
+/// change the direction of writing become visible: `\x1b` or `\u{202e}`. (The joiner inside an emoji is invisible too, so a
+/// joined emoji is shown as its parts.)
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -123,7 +124,8 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// Characters of Unicode's category Cf and the separators of lines and paragraphs: seen by nobody, or moving what is.
+/// Characters of Unicode's category Cf, and the separators of lines and paragraphs. They are invisible, or move what is
+/// visible.
 fn is_deceptive(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{115f}' | '\u{1160}'

@@ -1,4 +1,4 @@
-//! The chat log, a file: appended to line by line, mended and remembered at the next start.
+//! The chat log: a file to which lines are appended, and from which the next start reads its history.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -7,26 +7,26 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use common::report::Failed;
+use common::report::{Failed, Log as Report};
 
 use crate::cli::Limits;
 use crate::history::Said;
 use crate::line::SENT_MAX;
 
-/// A log that has grown to this is renamed to `chat_log.txt.1`, and a new one begins.
-pub const ROTATE: u64 = 16 * 1024 * 1024;
+/// The size at which a log is renamed to `FILE.1`, and a new one begins.
+pub const MAX_SIZE: u64 = 16 * 1024 * 1024;
 
-/// The log file. One write of one whole line to a file in append mode goes to its end, whatever else is written there
-/// (open(2), O_APPEND): the kernel keeps lines apart, not a lock.
+/// The log file. It is in append mode (open(2), O_APPEND): the kernel appends each write as a whole, also if another process
+/// writes to the file. No lock is needed to keep lines apart.
 #[derive(Debug)]
 pub struct Log {
     file: File,
     path: PathBuf,
     size: u64,
-    rotate: u64,
+    max_size: u64,
 }
 
-/// For flock(2), where more than one process uses the file.
+/// For flock(2), if several processes use the file.
 impl AsFd for Log {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -34,25 +34,24 @@ impl AsFd for Log {
 }
 
 impl Log {
-    /// The log that the options ask for, and what it remembers.
-    pub(crate) fn of(limits: &Limits) -> Result<Option<(Log, Vec<Said>)>, Failed> {
-        if limits.no_log {
-            return Ok(None);
-        }
-        let path = &limits.log;
-        Ok(Some(Log::open(path, limits.history).with_context(|| format!("open {}", path.display()))?))
+    /// The log that the options ask for, and its last lines. Reports that the server writes a log, and where.
+    pub(crate) fn of(limits: &Limits, report: &Report) -> Result<Option<(Log, Vec<Said>)>, Failed> {
+        let Some(path) = limits.log_file() else { return Ok(None) };
+        let opened = Log::open(path, limits.history).with_context(|| format!("chat log: open {}", path.display()))?;
+        report.repeated("INFO", &format!("chat log: all lines are appended to {}", path.display()));
+        Ok(Some(opened))
     }
 
-    /// Opens or makes the log, mends its end, and reads the last `remember` lines.
+    /// Opens or creates the log, repairs its end, and reads the last `remember` lines.
     ///
     /// # Errors
-    /// What the kernel says of the file; a link or anything else that is no file is refused.
+    /// The errors of open(2), read(2) and ftruncate(2). A link, or anything else than a regular file, is refused.
     pub fn open(path: &Path, remember: usize) -> io::Result<(Log, Vec<Said>)> {
         let file = open(path)?;
-        let mut log = Log { size: file.metadata()?.len(), file, path: path.to_owned(), rotate: ROTATE };
-        log.mend()?;
+        let mut log = Log { size: file.metadata()?.len(), file, path: path.to_owned(), max_size: MAX_SIZE };
+        log.cut_partial_line()?;
         let mut said = log.tail(&log.file, remember)?;
-        // A log that was rotated a moment ago does not hold it all.
+        // After a rotation the rest of the lines is in the old file.
         if said.len() < remember
             && let Ok(old) = File::open(log.old())
         {
@@ -66,27 +65,19 @@ impl Log {
     /// Appends one record ([`Said::record`]) with one system call.
     ///
     /// # Errors
-    /// What the kernel says: a full disk, mostly. The line is lost, the room goes on.
+    /// The errors of write(2), for example a full disk. The line is lost, and the room continues.
     pub fn append(&mut self, record: &[u8]) -> io::Result<()> {
         let written = self.file.write(record)?;
         self.size += written as u64;
         if written < record.len() {
-            // A torn line must not swallow the next one.
-            self.mend()?;
+            // Otherwise the next line would be appended to the partial one.
+            self.cut_partial_line()?;
             return Err(ErrorKind::StorageFull.into());
         }
-        match self.size >= self.rotate {
-            true => self.begin_anew(),
+        match self.size >= self.max_size {
+            true => self.rotate(),
             false => Ok(()),
         }
-    }
-
-    /// Writes a copy of the log's records to the disk itself.
-    ///
-    /// # Errors
-    /// What fsync(2) says.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
     }
 
     fn old(&self) -> PathBuf {
@@ -95,8 +86,8 @@ impl Log {
         name.into()
     }
 
-    fn begin_anew(&mut self) -> io::Result<()> {
-        // Another server may share the file and have renamed it already: then only the new one is opened.
+    fn rotate(&mut self) -> io::Result<()> {
+        // If another server shares the file and has renamed it already, only the new file is opened.
         let same = std::fs::metadata(&self.path).is_ok_and(|at_path| {
             self.file.metadata().is_ok_and(|open| (open.dev(), open.ino()) == (at_path.dev(), at_path.ino()))
         });
@@ -108,8 +99,8 @@ impl Log {
         Ok(())
     }
 
-    /// Cuts off a last line without its LF: a crash or a full disk tore it.
-    fn mend(&mut self) -> io::Result<()> {
+    /// Cuts off a last line without its LF, which a crash or a full disk has left.
+    fn cut_partial_line(&mut self) -> io::Result<()> {
         let size = self.file.metadata()?.len();
         let mut block = [0; 4096];
         let mut end = size;
@@ -130,7 +121,7 @@ impl Log {
         Ok(())
     }
 
-    /// The last lines of a file, the oldest first. Read from its end: a log of months starts as fast as an empty one.
+    /// The last lines of a file, the oldest first. It reads from the end, so the time does not depend on the file's size.
     fn tail(&self, mut file: &File, lines: usize) -> io::Result<Vec<Said>> {
         let size = file.metadata()?.len();
         let most = (lines as u64).saturating_mul(SENT_MAX as u64).min(size);
@@ -139,7 +130,7 @@ impl Log {
             file.seek(SeekFrom::Start(size - span))?;
             let mut bytes = Vec::new();
             file.take(span).read_to_end(&mut bytes)?;
-            // The first line is a rest, unless the file begins there.
+            // The first line is partial, unless the file begins there.
             let skip = usize::from(span < size);
             let text = String::from_utf8_lossy(&bytes);
             let mut said: Vec<Said> = text.lines().skip(skip).filter_map(Said::parse).collect();
@@ -152,14 +143,14 @@ impl Log {
     }
 }
 
-/// What is said in a room is not for every user of the machine, and a link may lead anywhere.
+/// Only the server's user may read the log. O_NOFOLLOW: a link could lead to any file of that user.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).append(true).create(true).mode(0o600);
     let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(io::Error::new(ErrorKind::InvalidInput, "it is no file")),
+        false => Err(io::Error::new(ErrorKind::InvalidInput, "not a regular file")),
     }
 }
 

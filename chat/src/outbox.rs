@@ -4,14 +4,14 @@ use bytes::{Buf, BytesMut};
 
 use crate::cli::Slow;
 
-/// What became of a line.
+/// What happened to a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// It waits to be sent.
+    /// The line is queued.
     Queued,
-    /// It is not sent, and counted: the client will read how many lines it missed.
+    /// The line is dropped and counted. The client will be sent the number of lines that it missed.
     Dropped,
-    /// There is no room for it, and the policy is to put such a reader out.
+    /// The queue is full, and the policy is to disconnect a slow reader.
     Overflow,
 }
 
@@ -30,7 +30,7 @@ impl Outbox {
         Outbox { bytes: BytesMut::new(), limit, policy, missed: 0 }
     }
 
-    /// Queues a line, or does not, as the policy says. Into an empty queue fits any line.
+    /// Queues a line, or drops it, as the policy says. An empty queue takes any line.
     pub fn push(&mut self, line: &[u8]) -> Fit {
         if self.bytes.is_empty() || self.bytes.len() + line.len() <= self.limit || self.policy == Slow::Grow {
             self.bytes.extend_from_slice(line);
@@ -45,7 +45,7 @@ impl Outbox {
         }
     }
 
-    /// Queues what is said last: that always fits.
+    /// Queues the final message, even if the queue is full.
     pub fn push_last(&mut self, line: &str) {
         self.missed = 0;
         self.bytes.extend_from_slice(line.as_bytes());
@@ -54,7 +54,7 @@ impl Outbox {
         }
     }
 
-    /// What waits, in order. A burst of lines is one system call.
+    /// The bytes to send, in order: all lines that wait, for one system call.
     pub fn pending(&self) -> &[u8] {
         &self.bytes
     }
@@ -63,18 +63,18 @@ impl Outbox {
     pub fn sent(&mut self, n: usize) {
         self.bytes.advance(n.min(self.bytes.len()));
         if self.bytes.is_empty() {
-            self.bytes = BytesMut::new(); // an idle client costs no memory
-            self.confess();
+            self.bytes = BytesMut::new(); // an idle client needs no memory
+            self.report_dropped_lines();
         }
     }
 
-    /// Throws away what waits.
+    /// Discards what waits.
     pub fn clear(&mut self) {
         self.bytes = BytesMut::new();
     }
 
-    /// Dropping is honest only if the client knows.
-    fn confess(&mut self) {
+    /// A client that missed lines must know that it did.
+    fn report_dropped_lines(&mut self) {
         let plural = if self.missed == 1 { "" } else { "s" };
         if self.missed > 0 {
             self.bytes.extend_from_slice(format!("* you missed {} line{plural}\n", self.missed).as_bytes());

@@ -1,18 +1,18 @@
-//! A token bucket that keeps no tokens: one point in time says it all.
+//! A token bucket that stores no tokens: one point in time describes it.
 
 use std::time::{Duration, Instant};
 
-/// What [`Bucket::take`] said.
+/// The result of [`Bucket::take`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
-    /// Taken.
+    /// There was a token, and it is taken.
     Ready,
-    /// The next token comes then.
+    /// There is no token before this time.
     Wait(Instant),
 }
 
-/// So many tokens a second, so many saved up. (The *generic cell rate algorithm*: each token moves `full_at` one
-/// interval into the future; it may lie at most the burst ahead.)
+/// `rate` tokens a second, at most `burst` of them saved up. (The *generic cell rate algorithm*: each token moves `full_at`
+/// one interval into the future, and `full_at` may lie at most one burst ahead.)
 #[derive(Clone, Debug)]
 pub struct Bucket {
     interval: Duration,
@@ -29,19 +29,11 @@ impl Bucket {
 
     /// Takes a token, if there is one.
     pub fn take(&mut self, now: Instant) -> Token {
-        match self.peek(now) {
-            Token::Ready => self.full_at = self.full_at.max(now) + self.interval,
-            wait => return wait,
+        if self.full_at > now + self.slack {
+            return Token::Wait(self.full_at - self.slack);
         }
+        self.full_at = self.full_at.max(now) + self.interval;
         Token::Ready
-    }
-
-    /// Whether there is a token.
-    pub fn peek(&self, now: Instant) -> Token {
-        match self.full_at > now + self.slack {
-            true => Token::Wait(self.full_at - self.slack),
-            false => Token::Ready,
-        }
     }
 
     /// True if no token is missing: the client has been quiet for a while.

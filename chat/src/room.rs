@@ -1,7 +1,9 @@
-//! The room: who is in it, and what each of them is to be sent. No socket, no thread; see the crate's page for its use.
+//! The room: its members, and what each of them is to be sent. It has no socket and no thread; the crate's page shows how a
+//! server uses it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::mem;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -9,193 +11,200 @@ use common::report::{Failed, Log as Report};
 use common::sock::is_transient;
 
 use crate::cli::{Limits, Slow};
-use crate::event::Event;
+use crate::event::{Event, GREETING};
 use crate::history::History;
 use crate::log::Log;
 use crate::outbox::Fit;
 use crate::session::Session;
-use crate::timers::Timers;
 
-/// A client, as the server numbers it. Never used twice: a descriptor's number is, and would name a stranger.
+/// A client's number. A server never uses a number twice. A descriptor number is used again, and would name another client.
 pub type ClientId = u64;
 
-/// Clients on their way out, or only there to be told that the room is full, beside those in the room.
-const SPARE: usize = 24;
+/// Slots for clients that are being disconnected or rejected, in addition to `--max-conns`.
+const CLOSING_SLOTS: usize = 24;
 
-/// A client in the room's book: a member as soon as it has a nick.
+/// A client. It is a member if it has a nick.
 #[derive(Debug)]
 pub(crate) struct Client {
     session: Session,
     address: IpAddr,
     pub(crate) nick: Option<String>,
     pub(crate) echo: bool,
-    /// It stands in `changed`.
+    /// Its number is in `Updates::changed`.
     is_changed: bool,
+    /// Its number is in `Room::touched`.
+    is_touched: bool,
+    /// Its entry in `Room::timers`.
+    timer: Option<Instant>,
 }
 
-/// The room. A server tells it what happens, and after each such call asks who has something to be done for it.
+/// Clients that the server or the room still has to handle.
+#[derive(Debug, Default)]
+struct Updates {
+    /// Clients that a server has not asked for yet, see [`Room::next_changed`].
+    changed: VecDeque<ClientId>,
+    /// Clients whose queue is full.
+    overflowed: Vec<ClientId>,
+}
+
+/// The room. A server reports what has happened, and then asks which clients have changed.
 #[derive(Debug)]
 pub struct Room {
     limits: Limits,
     policy: Slow,
     report: Report,
     log: Option<Log>,
-    records: Vec<u8>,
+    /// Records for a server that writes the log itself, see [`Room::take_log`].
+    records: Option<Vec<u8>>,
     pub(crate) history: History,
     pub(crate) clients: BTreeMap<ClientId, Client>,
-    /// Nicks in lower case: two that differ in case only are one.
+    /// The members' nicks in lower case: nicks are compared without case.
     pub(crate) nicks: BTreeMap<String, ClientId>,
-    timers: Timers,
-    changed: VecDeque<ClientId>,
-    /// Whose queue has overflowed.
-    overflowed: Vec<ClientId>,
+    updates: Updates,
+    /// The deadline of each session, the earliest first. It is right except for the clients in `changed` and `touched`.
+    timers: BTreeSet<(Instant, ClientId)>,
+    touched: Vec<ClientId>,
     is_stopping: bool,
 }
 
 impl Room {
-    /// An empty room with its history, which is read from the chat log. `policy`: what happens to a slow reader.
+    /// An empty room. With a chat log, its history is read from the log. `policy`: what happens to a slow reader.
     ///
     /// # Errors
     /// The log cannot be opened.
     pub fn open(limits: &Limits, report: &Report, policy: Slow) -> Result<Room, Failed> {
-        let (log, said) = Log::of(limits)?.unzip();
+        let (log, said) = Log::of(limits, report)?.unzip();
         Ok(Room {
             limits: limits.clone(),
             policy,
             report: report.clone(),
             log,
-            records: Vec::new(),
+            records: None,
             history: History::new(limits.history, said.unwrap_or_default()),
             clients: BTreeMap::new(),
             nicks: BTreeMap::new(),
-            timers: Timers::default(),
-            changed: VecDeque::new(),
-            overflowed: Vec::new(),
+            updates: Updates::default(),
+            timers: BTreeSet::new(),
+            touched: Vec::new(),
             is_stopping: false,
         })
     }
 
-    /// A client has been accepted. One too many is told so, and its session ends.
+    /// A client has been accepted. If the room is full, the client is told so, and its session ends.
     pub fn connect(&mut self, id: ClientId, address: IpAddr, now: Instant) {
         self.report.info(&format!("client {id}: {address} connected"));
         let open = self.clients.values().filter(|client| !client.session.is_closing());
         let (all, near) =
             open.fold((0, 0), |(all, near), client| (all + 1, near + u32::from(client.address == address)));
-        let crowded = all >= self.limits.max_conns || (near >= self.limits.max_per_addr && !address.is_loopback());
+        let is_full = all >= self.limits.max_conns || (near >= self.limits.max_per_addr && !address.is_loopback());
         let session = Session::new(&self.limits, self.policy, now);
-        self.clients.insert(id, Client { session, address, nick: None, echo: false, is_changed: false });
-        if self.is_stopping || crowded {
-            self.handle(id, if self.is_stopping { Event::GoingDown } else { Event::Full }, now);
+        let (nick, echo, is_changed, is_touched, timer) = (None, false, false, false, None);
+        self.clients.insert(id, Client { session, address, nick, echo, is_changed, is_touched, timer });
+        match is_full {
+            _ if self.is_stopping => self.handle(id, Event::GoingDown, now),
+            true => self.handle(id, Event::Full, now),
+            false => self.send(id, GREETING, now),
         }
-        self.change(id);
     }
 
-    /// The client has sent bytes; none are the end of file.
+    /// Takes bytes from a client. No bytes mean the end of file.
     pub fn receive(&mut self, id: ClientId, bytes: &[u8], now: Instant) {
         if let Some(session) = self.session_mut(id) {
             session.receive(bytes);
-            self.listen(id, now);
+            self.handle_input(id, now);
         }
     }
 
-    /// What read(2) answered for a client.
+    /// Takes the result of read(2) for a client.
     pub fn received(&mut self, id: ClientId, received: &io::Result<usize>, buffer: &[u8], now: Instant) {
         match received {
             Ok(n) => self.receive(id, buffer.get(..*n).unwrap_or_default(), now),
             Err(e) if is_transient(e) => {}
-            Err(_) => self.disconnect(id, now),
+            Err(_) => self.handle(id, Event::Lost, now),
         }
     }
 
-    /// What send(2) answered for a client's [`pending`](Session::pending) bytes.
-    pub fn sent(&mut self, id: ClientId, sent: &io::Result<usize>, now: Instant) {
-        match sent {
-            Ok(n) => self.session_mut(id).into_iter().for_each(|session| session.sent(*n, now)),
-            Err(e) if is_transient(e) => {}
-            Err(_) => self.disconnect(id, now),
-        }
-    }
-
-    /// The connection has failed.
-    pub fn disconnect(&mut self, id: ClientId, now: Instant) {
-        self.handle(id, Event::Lost, now);
-        self.session_mut(id).into_iter().for_each(Session::abort);
-        self.change(id);
-    }
-
-    /// The server has closed the socket: the client is no more.
+    /// The server has closed the socket: forgets the client.
     pub fn remove(&mut self, id: ClientId, now: Instant) {
-        self.leave(id, "connection lost", "", now); // says nothing of one who has left before
-        self.timers.remove(id);
-        if self.clients.remove(&id).is_some() {
-            self.report.info(&format!("client {id}: gone"));
+        self.leave(id, Event::Lost, now); // has no effect on a client that has left before
+        if let Some(client) = self.clients.remove(&id) {
+            self.report.info(&format!("client {id}: closed"));
+            client.timer.iter().for_each(|at| _ = self.timers.remove(&(*at, id)));
+            if client.is_touched {
+                self.touched.retain(|touched| *touched != id);
+            }
         }
     }
 
-    /// A client that has something to be done for it: write what waits, or close. None: all is done.
+    /// The next client that has changed: its session may have bytes to send, may pause or continue reading, or may be over.
+    /// None: all clients have been handled.
     pub fn next_changed(&mut self) -> Option<ClientId> {
         loop {
-            let id = self.changed.pop_front()?;
+            let id = self.updates.changed.pop_front()?;
             if let Some(client) = self.clients.get_mut(&id) {
                 client.is_changed = false;
-                self.timers.no_later_than(id, client.session.deadline());
+                touch(&mut self.touched, id, client);
                 return Some(id);
             }
         }
     }
 
-    /// True if something has changed since the last call: for servers that wake everybody, and let each one look.
-    pub fn take_changed(&mut self) -> bool {
-        let has_changed = !self.changed.is_empty();
-        while self.next_changed().is_some() {}
-        has_changed
-    }
-
-    /// One client's conversation.
+    /// A client's session, to look at.
     pub fn session(&self, id: ClientId) -> Option<&Session> {
         self.clients.get(&id).map(|client| &client.session)
     }
 
-    /// One client's conversation, to send of it.
+    /// A client's session, to send its bytes.
     pub fn session_mut(&mut self, id: ClientId) -> Option<&mut Session> {
-        self.clients.get_mut(&id).map(|client| &mut client.session)
+        let client = self.clients.get_mut(&id)?;
+        touch(&mut self.touched, id, client);
+        Some(&mut client.session)
     }
 
-    /// True while another client may be accepted. Otherwise the kernel's backlog holds it.
-    pub fn has_place(&self) -> bool {
-        !self.is_stopping && self.clients.len() < self.limits.max_conns as usize + SPARE
+    /// True while the server may accept another client. Otherwise the connections stay in the backlog.
+    pub fn is_accepting(&self) -> bool {
+        !self.is_stopping && self.clients.len() < self.limits.max_conns as usize + CLOSING_SLOTS
     }
 
-    /// The first moment at which [`tick`](Self::tick) has something to do.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.timers.first()
+    /// The time of the next [`tick`](Self::tick).
+    pub fn deadline(&mut self) -> Option<Instant> {
+        // No timer is moved when a line is queued and sent at once: only the result of both is compared here.
+        let changed = self.updates.changed.iter().copied();
+        for id in changed.chain(mem::take(&mut self.touched)) {
+            let Some(client) = self.clients.get_mut(&id) else { continue };
+            client.is_touched = false;
+            let at = client.session.deadline();
+            if client.timer != Some(at) {
+                client.timer.iter().for_each(|old| _ = self.timers.remove(&(*old, id)));
+                self.timers.insert((at, id));
+                client.timer = Some(at);
+            }
+        }
+        self.timers.first().map(|(at, _)| *at)
     }
 
-    /// Time has passed: who may be heard again, who did not read, who was silent.
+    /// Handles all timeouts that have expired, and ends the pauses of the rate limit.
     pub fn tick(&mut self, now: Instant) {
-        while let Some(id) = self.timers.pop_fired(now) {
-            self.tick_one(id, now);
+        while self.deadline().is_some_and(|at| at <= now) {
+            let first = self.timers.first().map(|(_, id)| *id);
+            first.iter().for_each(|id| self.tick_one(*id, now));
         }
     }
 
-    /// As [`tick`](Self::tick), for one client, where each has a thread or a task.
+    /// The same for one client: for a server in which each client has its own thread or task.
     pub fn tick_one(&mut self, id: ClientId, now: Instant) {
-        let Some(session) = self.session_mut(id) else { return };
-        let deadline = session.deadline();
-        if deadline > now {
-            return self.timers.no_later_than(id, deadline);
-        }
+        let Some(session) = self.session_mut(id).filter(|session| session.deadline() <= now) else { return };
         if let Some(event) = session.timed_out(now) {
             self.handle(id, event, now);
         }
-        self.listen(id, now);
+        self.handle_input(id, now);
     }
 
-    /// The server stops: everybody is told, and has the grace to hear it. Called again, it ends at once.
+    /// The server stops: all clients get their final message, and have the shutdown timeout to read it. The second call ends
+    /// all sessions at once.
     pub fn shut_down(&mut self, now: Instant) {
         let end = if self.is_stopping { now } else { now + self.limits.grace() };
         self.is_stopping = true;
-        self.nicks.clear(); // nobody hears that the others leave
         for id in self.clients.keys().copied().collect::<Vec<_>>() {
             self.handle(id, Event::GoingDown, now);
             self.session_mut(id).into_iter().for_each(|session| session.end_by(end));
@@ -203,105 +212,134 @@ impl Room {
         }
     }
 
-    /// True from the first [`shut_down`](Self::shut_down) on.
+    /// True after the first [`shut_down`](Self::shut_down).
     pub fn is_stopping(&self) -> bool {
         self.is_stopping
     }
 
-    /// True when the server stops, and the last client is gone.
+    /// True if the server stops and the last client is gone.
     pub fn is_done(&self) -> bool {
         self.is_stopping && self.clients.is_empty()
     }
 
-    /// Something happens to a client. After its last words, nothing does.
+    /// Takes an event of a client. After the client's final message events have no effect.
     pub fn handle(&mut self, id: ClientId, event: Event, now: Instant) {
         let Some(client) = self.clients.get(&id).filter(|client| !client.session.is_closing()) else { return };
-        let is_member = client.nick.is_some();
-        match (event.farewell(is_member), event) {
-            (Some((why, last)), _) => self.leave(id, why, last, now),
-            (None, Event::Line(text)) if is_member => self.command(id, &text, now),
-            (None, Event::Line(text)) => self.greet(id, &text, now),
-            (None, _) => self.send(id, "! not-utf8 say it in UTF-8", now),
+        match (event, client.nick.is_some()) {
+            (Event::Line(text), true) => self.command(id, &text, now),
+            (Event::Line(text), false) => self.first_line(id, &text, now),
+            (Event::NotUtf8, true) => self.send(id, "! not-utf8 a line must be UTF-8", now),
+            (event, _) => self.leave(id, event, now),
         }
-        if let Some(client) = self.clients.get_mut(&id).filter(|client| client.nick.is_some()) {
-            client.session.keep_until(now + Duration::from_millis(self.limits.idle_timeout));
+        let idle_timeout = Duration::from_millis(self.limits.idle_timeout);
+        if self.clients.get(&id).is_some_and(|client| client.nick.is_some()) {
+            self.session_mut(id).into_iter().for_each(|session| session.keep_until(now + idle_timeout));
         }
-        // A line can overflow a queue, and the news of that another one.
-        while let Some(slow) = self.overflowed.pop() {
+        // A line can overflow a queue, and the line that tells so can overflow another one.
+        while let Some(slow) = self.updates.overflowed.pop() {
             self.handle(slow, Event::TooSlow, now);
         }
     }
 
-    /// Handles what a client has said, at its rate.
-    fn listen(&mut self, id: ClientId, now: Instant) {
-        let before = self.session(id).and_then(Session::held_until);
+    /// Handles the lines that a client has sent, at its rate.
+    fn handle_input(&mut self, id: ClientId, now: Instant) {
+        let before = self.session(id).and_then(Session::paused_until);
         while let Some(event) = self.session_mut(id).and_then(|session| session.next_event(now)) {
             self.handle(id, event, now);
         }
-        if self.session(id).is_some_and(|session| session.is_closing() || session.held_until() != before) {
+        if self.session(id).is_some_and(|session| session.is_closing() || session.paused_until() != before) {
             self.change(id);
         }
     }
 
-    /// Sends one line to one client.
+    /// Queues one line for one client.
     pub(crate) fn send(&mut self, id: ClientId, line: &str, now: Instant) {
-        self.deliver(&[id], line, now);
-    }
-
-    /// Sends one line to all members, or all but one.
-    pub(crate) fn broadcast(&mut self, except: Option<ClientId>, line: &str, now: Instant) {
-        let members: Vec<ClientId> = self.nicks.values().copied().filter(|id| Some(*id) != except).collect();
-        self.deliver(&members, line, now);
-    }
-
-    fn deliver(&mut self, to: &[ClientId], line: &str, now: Instant) {
-        let line = format!("{line}\n");
-        for id in to {
-            let Some(client) = self.clients.get_mut(id) else { continue };
-            if client.session.push(line.as_bytes(), now) == Fit::Overflow {
-                self.overflowed.push(*id);
-            }
-            self.change(*id);
+        if let Some(client) = self.clients.get_mut(&id) {
+            self.updates.push(id, client, format!("{line}\n").as_bytes(), now);
         }
     }
 
-    /// Ends a conversation with its last words; the others are told, if they had been told that it came.
-    pub(crate) fn leave(&mut self, id: ClientId, why: &str, last: &str, now: Instant) {
+    /// Queues one line for all members, or for all except one.
+    pub(crate) fn broadcast(&mut self, except: Option<ClientId>, line: &str, now: Instant) {
+        let line = format!("{line}\n");
+        for (id, client) in self.clients.iter_mut().filter(|(id, _)| Some(**id) != except) {
+            if client.nick.is_some() {
+                self.updates.push(*id, client, line.as_bytes(), now);
+            }
+        }
+    }
+
+    /// Ends a session: the client gets its final message. The other members are told, if they had been told that it joined.
+    pub(crate) fn leave(&mut self, id: ClientId, why: Event, now: Instant) {
+        let is_member = self.clients.get(&id).is_some_and(|client| client.nick.is_some());
+        let (reason, last) = why.ending(is_member).unwrap_or_default();
+        self.leave_with(id, reason, last, now);
+        if why == Event::Lost {
+            self.session_mut(id).into_iter().for_each(Session::fail);
+        }
+    }
+
+    /// Ends a session with this reason and this final message.
+    pub(crate) fn leave_with(&mut self, id: ClientId, reason: &str, last: &str, now: Instant) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.session.close(last, now);
         if let Some(nick) = client.nick.take() {
             self.nicks.remove(&nick.to_ascii_lowercase());
-            self.broadcast(None, &format!("* {nick} left ({why})"), now);
+            if !self.is_stopping {
+                self.broadcast(None, &format!("* {nick} left ({reason})"), now);
+            }
         }
         self.change(id);
     }
 
-    /// Takes the chat log away: the server writes the [`records`](Self::take_records) itself.
+    /// Takes the chat log out of the room: the server writes the [`records`](Self::take_records) itself.
     pub fn take_log(&mut self) -> Option<Log> {
+        self.records = self.log.as_ref().map(|_| Vec::new());
         self.log.take()
     }
 
-    /// What has been said since the last call, as it is to be in the log that was taken.
+    /// The records since the last call, for the log that was taken out.
     pub fn take_records(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.records)
+        self.records.as_mut().map(mem::take).unwrap_or_default()
     }
 
-    /// Remembers and logs what was said. A write to a file waits for the page cache only, not for the disk.
+    /// Adds a line to the history and to the log. The write waits for the page cache only, not for the disk.
     pub(crate) fn record(&mut self, line: String) {
-        let record = self.history.add(line).record();
-        match self.log.as_mut().map(|log| log.append(&record)) {
-            Some(Ok(())) => {}
-            Some(Err(e)) => self.report.repeated("WARN", &format!("write {}: {e}", self.limits.log.display())),
-            None if self.limits.no_log => {}
-            None => self.records.extend(record),
+        let said = self.history.add(line);
+        if let Some(records) = &mut self.records {
+            records.extend(said.record());
+        }
+        if let Some(Err(e)) = self.log.as_mut().map(|log| log.append(&said.record())) {
+            self.report.repeated("WARN", &format!("chat log: write: {e}"));
         }
     }
 
     fn change(&mut self, id: ClientId) {
-        if let Some(client) = self.clients.get_mut(&id).filter(|client| !client.is_changed) {
-            client.is_changed = true;
+        if let Some(client) = self.clients.get_mut(&id) {
+            self.updates.change(id, client);
+        }
+    }
+}
+
+impl Updates {
+    fn push(&mut self, id: ClientId, client: &mut Client, line: &[u8], now: Instant) {
+        if client.session.push(line, now) == Fit::Overflow {
+            self.overflowed.push(id);
+        }
+        self.change(id, client);
+    }
+
+    fn change(&mut self, id: ClientId, client: &mut Client) {
+        if !mem::replace(&mut client.is_changed, true) {
             self.changed.push_back(id);
         }
+    }
+}
+
+/// The deadline of this client's session may have changed.
+fn touch(touched: &mut Vec<ClientId>, id: ClientId, client: &mut Client) {
+    if !mem::replace(&mut client.is_touched, true) {
+        touched.push(id);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What all chat servers do before the first accept: the options and the listener.
+//! What every chat server does before its first accept: the options and the listener.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -14,8 +14,8 @@ use socket2::{SockAddr, Socket, TcpKeepalive};
 use crate::cli::{Limits, Slow};
 use crate::room::Room;
 
-/// Seconds of silence before the first keepalive probe, between two, and how many go unanswered (tcp(7)): so long a
-/// member whose cable was cut stays in the room.
+/// Seconds of silence before the first keepalive probe, seconds between two probes, and how many may be unanswered (tcp(7)).
+/// A member whose cable was cut is disconnected after this time.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(10), 3);
 /// How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,13 +23,13 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The options that all chat servers have.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Where to listen.
+    /// The address to listen on.
     #[command(flatten)]
     pub listen: Listen,
-    /// How much of everything.
+    /// The limits of the chat.
     #[command(flatten)]
     pub limits: Limits,
-    /// What the server says of itself.
+    /// The server's own log, on stderr.
     #[command(flatten)]
     pub log: Log,
 }
@@ -40,17 +40,17 @@ impl Options {
         Options::of(Options::command(name, about))
     }
 
-    /// The command line of such a server, to be changed.
+    /// The command line of such a server, for a server that changes a default.
     pub fn command(name: &'static str, about: &'static str) -> Command {
         Options::augment_args(Command::new(name).about(about).version(env!("CARGO_PKG_VERSION")))
     }
 
-    /// The options that were given. An error or `--help` ends the process.
+    /// The options on the command line. An error or `--help` ends the process.
     pub fn of(command: Command) -> Options {
         Options::from_arg_matches(&command.get_matches()).unwrap_or_else(|e| e.exit())
     }
 
-    /// The room, with what was said before this start.
+    /// The room, with the history from the chat log.
     ///
     /// # Errors
     /// The chat log cannot be opened.
@@ -58,7 +58,7 @@ impl Options {
         Room::open(&self.limits, &self.log, policy)
     }
 
-    /// The listening socket. Accepted sockets inherit the keepalive, by which alone a cut cable is found out.
+    /// Makes the listening socket. Accepted sockets inherit its keepalive, the only way to detect a cut cable.
     ///
     /// # Errors
     /// One line that names the call, the address and the errno.

@@ -1,67 +1,70 @@
-//! One client's conversation: what it has sent, what waits for it, its deadlines, and the polite close.
+//! One client's session: the bytes it has sent, the bytes that wait for it, its deadline, and how it ends.
 //!
-//! The polite close: send what waits, then a FIN (`shutdown`), then read and throw away until the client closes too.
-//! Closing on unread bytes would be a reset, and a reset eats the last words.
+//! An orderly end has three steps: send what waits, send a FIN (`shutdown`), then read and discard until the client closes
+//! too. A close with unread bytes would send a RST, and the client could lose the final message.
 
+use std::io;
 use std::time::{Duration, Instant};
+
+use common::sock::is_transient;
 
 use crate::cli::{Limits, Slow};
 use crate::event::Event;
 use crate::input::{Input, Next};
 use crate::outbox::{Fit, Outbox};
 
-/// How long a client that has had its FIN may take to close ...
+/// How long a client may take to close after the server's FIN ...
 const LINGER: Duration = Duration::from_secs(1);
-/// ... and how much of what it still sends is thrown away meanwhile.
+/// ... and how many of its bytes are read and discarded in that time.
 const LINGER_BYTES: usize = 64 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
-    /// All has been said; some of it waits to be sent.
+    /// The final message is queued, and not sent yet.
     Flushing,
-    /// The FIN is out.
+    /// The FIN is sent.
     Lingering,
     Over,
 }
 
-/// One client, without its socket.
+/// One client's session, without its socket.
 #[derive(Debug)]
 pub struct Session {
     state: State,
     input: Input,
     outbox: Outbox,
-    /// Not read from before this: it says too much.
-    held_until: Option<Instant>,
-    /// Open: its next line is due. Later: the end of the conversation, come what may.
+    /// The rate limit: the client is not read from before this time.
+    paused_until: Option<Instant>,
+    /// Open: the deadline of the next line. Otherwise: the end of the session.
     ends_at: Instant,
-    /// Something waits, and must have moved by then.
+    /// Bytes wait to be sent, and the kernel must take some of them before this time.
     stalls_at: Option<Instant>,
     write_timeout: Duration,
-    evicts: bool,
-    /// Bytes that came after the last words.
+    kicks: bool,
+    /// Bytes that were discarded after the final message.
     discarded: usize,
     eof: bool,
 }
 
 impl Session {
-    /// A client that has said nothing yet.
+    /// A client that has sent nothing yet.
     pub(crate) fn new(limits: &Limits, policy: Slow, now: Instant) -> Session {
         Session {
             state: State::Open,
             input: Input::new(limits, now),
             outbox: Outbox::new(limits.outbox, policy),
-            held_until: None,
+            paused_until: None,
             ends_at: now + Duration::from_millis(limits.handshake_timeout),
             stalls_at: None,
             write_timeout: limits.write_timeout(),
-            evicts: policy == Slow::Kick,
+            kicks: policy == Slow::Kick,
             discarded: 0,
             eof: false,
         }
     }
 
-    /// Bytes from the client; none are the end of file.
+    /// Takes bytes from the client. No bytes mean the end of file.
     pub(crate) fn receive(&mut self, bytes: &[u8]) {
         self.eof |= bytes.is_empty();
         match self.state {
@@ -73,23 +76,23 @@ impl Session {
         }
     }
 
-    /// What the received bytes say, one event at a time and at the client's rate.
+    /// The next event in the received bytes, at the client's rate.
     pub(crate) fn next_event(&mut self, now: Instant) -> Option<Event> {
-        self.held_until = None;
+        self.paused_until = None;
         if self.state != State::Open {
             return None;
         }
         match self.input.next(now) {
-            Next::Tell(event) => Some(event),
+            Next::Event(event) => Some(event),
             Next::Wait(until) => {
-                self.held_until = Some(until);
+                self.paused_until = Some(until);
                 None
             }
             Next::Read => self.eof.then_some(Event::Closed),
         }
     }
 
-    /// A sign of life.
+    /// The client has sent a line: the next one is due at this time.
     pub(crate) fn keep_until(&mut self, at: Instant) {
         self.ends_at = at;
     }
@@ -104,32 +107,41 @@ impl Session {
         fit
     }
 
-    /// The end: `last` and whatever waits has the write timeout to leave.
+    /// Queues the final message. It must be sent within the write timeout.
     pub(crate) fn close(&mut self, last: &str, now: Instant) {
         if self.state == State::Open {
             self.outbox.push_last(last);
-            (self.state, self.held_until, self.ends_at) = (State::Flushing, None, now + self.write_timeout);
+            (self.state, self.paused_until, self.ends_at) = (State::Flushing, None, now + self.write_timeout);
         }
     }
 
-    /// The connection is gone, or its time is over: there is nobody to send to.
-    pub fn abort(&mut self) {
+    /// A call on the client's socket has failed: the session is over at once, and what waits is discarded.
+    pub fn fail(&mut self) {
         self.outbox.clear();
-        (self.state, self.held_until) = (State::Over, None);
+        (self.state, self.paused_until, self.stalls_at) = (State::Over, None, None);
     }
 
-    /// What waits to be sent.
+    /// The bytes to send.
     pub fn pending(&self) -> &[u8] {
         self.outbox.pending()
     }
 
-    /// The kernel took `n` bytes of [`pending`](Self::pending).
-    pub fn sent(&mut self, n: usize, now: Instant) {
-        self.outbox.sent(n);
-        self.stalls_at = (!self.pending().is_empty()).then_some(now + self.write_timeout);
+    /// Takes the result of send(2) for the [`pending`](Self::pending) bytes. False: the kernel takes no more now, or the
+    /// connection has failed and the session is over.
+    pub fn sent(&mut self, sent: &io::Result<usize>, now: Instant) -> bool {
+        match sent {
+            Ok(n) => {
+                self.outbox.sent(*n);
+                self.stalls_at = self.wants_write().then_some(now + self.write_timeout);
+                return true;
+            }
+            Err(e) if is_transient(e) => return e.kind() == io::ErrorKind::Interrupted,
+            Err(_) => self.fail(),
+        }
+        false
     }
 
-    /// True once, when all has been said and sent: time for the FIN.
+    /// True once, after the final message has been sent: send the FIN now.
     pub fn finish(&mut self, now: Instant) -> bool {
         let finished = self.state == State::Flushing && self.pending().is_empty();
         if finished {
@@ -139,55 +151,57 @@ impl Session {
         finished
     }
 
-    /// False while the client is held up for its rate: TCP then makes *it* wait. That is the rate limit.
+    /// True if the client is to be read from. During a pause of the rate limit it is not: its bytes stay in the kernel,
+    /// and TCP flow control slows the client down.
     pub fn wants_read(&self) -> bool {
-        self.held_until.is_none() && !self.eof
+        !self.is_paused() && !self.eof
     }
 
-    /// True while something waits to be sent. An idle socket is always writable: ask for that only now.
+    /// True if bytes wait to be sent. An idle socket is always writable, so wait for that only now.
     pub fn wants_write(&self) -> bool {
         !self.pending().is_empty()
     }
 
-    /// True while the client says too much.
-    pub fn is_held(&self) -> bool {
-        self.held_until.is_some()
+    /// True during a pause of the rate limit.
+    pub fn is_paused(&self) -> bool {
+        self.paused_until.is_some()
     }
 
-    pub(crate) fn held_until(&self) -> Option<Instant> {
-        self.held_until
+    pub(crate) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
     }
 
-    /// True from its last words on.
+    /// True from the final message on.
     pub fn is_closing(&self) -> bool {
         self.state != State::Open
     }
 
-    /// True at the end: close the socket.
+    /// True at the end: close the socket, and [`remove`](crate::Room::remove) the client.
     pub fn is_over(&self) -> bool {
         self.state == State::Over
     }
 
-    /// When [`Room::tick`](crate::Room::tick) has something to do.
+    /// When [`Room::tick`](crate::Room::tick) has to be called for this session.
     pub fn deadline(&self) -> Instant {
-        let stall = self.stalls_at.filter(|_| self.evicts && self.state == State::Open);
-        [self.held_until, stall].into_iter().flatten().fold(self.ends_at, Instant::min)
+        let stall = self.stalls_at.filter(|_| self.kicks && self.state == State::Open);
+        [self.paused_until, stall].into_iter().flatten().fold(self.ends_at, Instant::min)
     }
 
-    /// What has gone on for too long.
+    /// The timeout that has expired, if it ends an open session.
     pub(crate) fn timed_out(&mut self, now: Instant) -> Option<Event> {
-        let is_open = self.state == State::Open;
-        if self.ends_at <= now && is_open {
-            return Some(Event::Silent);
+        let (is_open, is_late) = (self.state == State::Open, self.ends_at <= now);
+        match () {
+            () if is_late && is_open => Some(Event::Silent),
+            () if is_open && self.kicks && self.stalls_at.is_some_and(|at| at <= now) => Some(Event::TooSlow),
+            () if is_late => {
+                self.fail();
+                None
+            }
+            () => None,
         }
-        if self.ends_at <= now {
-            self.abort();
-        }
-        let stalled = is_open && self.evicts && self.stalls_at.is_some_and(|at| at <= now);
-        stalled.then_some(Event::TooSlow)
     }
 
-    /// The conversation ends no later than this.
+    /// The session ends at this time at the latest.
     pub(crate) fn end_by(&mut self, at: Instant) {
         self.ends_at = self.ends_at.min(at);
     }

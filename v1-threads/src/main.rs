@@ -1,59 +1,75 @@
-//! Chat with threads: a reader and a writer thread per client, the room behind a mutex.
+//! Chat with threads: a reader and a writer thread per client, and the room behind a mutex.
 //!
 //! Run: cargo run -p v1-threads
-//! Try: cargo run -p chat -- -i localhost -p 2000 --nick alice
+//! Try: cargo run -p chat -- --nick alice
 //! Prev: v0-processes
 //! Next: v2-select
 //! Diff base: none
-//! Overload: refuse (beyond --max-conns a client is told `! server-full`, by its own threads)
-//! Slow reader: kick (beyond --outbox, or after --write-timeout without progress)
+//! Overload: refuse (beyond --max-conns a client gets `! server-full`)
+//! Slow reader: kick (when --outbox is full, or after --write-timeout without progress)
+//!
+//! v4-async is this program, function by function: a task where v1 has a thread, `.await` where a
+//! thread of v1 blocks, a `RefCell` where v1 has a mutex.
 
-use std::io::Read;
+use std::collections::BTreeMap;
+use std::io::{self, Read};
 use std::net::Shutdown;
 use std::process;
 use std::sync::Arc;
-use std::thread::{self, Builder};
+use std::thread::Builder;
 use std::time::Instant;
 
 use anyhow::Context;
 use chat::server::ip;
-use chat::{ClientId, Options, Room, Slow};
-use common::report::Failed;
-use common::sock::Backoff;
+use chat::{ClientId, Options, Room, Session, Slow};
+use common::report::{self, Failed};
+use common::sock::{Backoff, is_transient};
 use lifecycle::Signals;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use socket2::Socket;
 
-/// Bytes of address space; memory is what a thread touches of it. glibc keeps 40 MiB of dead threads' stacks for the next
-/// ones, with the last 16 KiB of each still in memory: of large stacks that is less than of small ones.
-const STACK: usize = 1024 * 1024;
-
-/// What all threads share. Nobody waits for a client while `room` is locked: who waits there waits for memory only.
-struct Server {
-    options: Options,
-    room: Mutex<Room>,
-    /// Something has happened in the room. Nearly always it is for all, so all are woken, and each one looks.
-    changed: Condvar,
-}
-
 fn main() -> Result<(), Failed> {
-    let options =
-        Options::parse("v1-threads", "Chat: a reader and a writer thread per client, the room behind a mutex");
+    let options = Options::parse("v1-threads", "Chat: a reader and a writer thread per client");
     let signals = Signals::new()?;
     let room = Mutex::new(options.room(Slow::Kick)?);
     let listener = Arc::new(options.listen()?);
-    // It lives as long as the process, and so may any thread.
-    let server: &'static Server = Box::leak(Box::new(Server { options, room, changed: Condvar::new() }));
+    let server = Server { options, room, clients: Mutex::default(), left: Condvar::new() };
+    let server: &'static Server = Box::leak(Box::new(server));
     let stopped = Arc::clone(&listener);
-    Builder::new().spawn(move || server.wait_for_signals(&signals, &stopped)).context("clone")?;
+    spawn(move || server.watch_signals(&signals, &stopped)).context("clone")?;
+    report::ready(&listener);
 
     server.accept(&listener)?;
 
-    let end = Instant::now() + server.options.limits.grace();
-    let mut room = server.room.lock();
-    while !room.is_done() && !server.changed.wait_until(&mut room, end).timed_out() {}
     server.options.log.cpu_time();
     Ok(())
+}
+
+/// What all threads share. No thread waits for a client while it holds the lock of `room`.
+struct Server {
+    options: Options,
+    room: Mutex<Room>,
+    clients: Mutex<BTreeMap<ClientId, Arc<Client>>>,
+    /// A client has left, or the server stops.
+    left: Condvar,
+}
+
+/// What the two threads of a client share.
+struct Client {
+    id: ClientId,
+    conn: Socket,
+    /// The client's session has changed, see `Room::next_changed`.
+    changed: Condvar,
+}
+
+/// Bytes of address space for each stack. A thread uses memory only for the pages that it touches.
+/// glibc keeps up to 40 MiB of stacks of ended threads, and the last 16 KiB of each stay in memory:
+/// fewer large stacks than small ones fit into 40 MiB.
+const STACK: usize = 1024 * 1024;
+
+/// `thread::spawn` panics if the kernel cannot create a thread; `Builder::spawn` returns an error.
+fn spawn(thread: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    Builder::new().stack_size(STACK).spawn(thread).map(drop)
 }
 
 impl Server {
@@ -62,8 +78,10 @@ impl Server {
         for id in 1.. {
             let accepted = listener.accept();
             let mut room = self.room.lock();
-            // Meanwhile the kernel's backlog holds the others.
-            self.changed.wait_while(&mut room, |room| !room.has_place() && !room.is_stopping());
+            // Meanwhile the other connections stay in the backlog.
+            while !room.is_accepting() && !room.is_stopping() {
+                self.left.wait(&mut room);
+            }
             let (conn, peer) = match accepted {
                 _ if room.is_stopping() => break,
                 Ok(accepted) => accepted,
@@ -73,79 +91,105 @@ impl Server {
                     continue;
                 }
             };
+            let client = Arc::new(Client { id, conn, changed: Condvar::new() });
+            self.clients.lock().insert(id, Arc::clone(&client));
             room.connect(id, ip(&peer), Instant::now());
             drop(room);
-            // Not thread::spawn, which panics where the kernel has no thread to give.
-            if let Err(e) = Builder::new().stack_size(STACK).spawn(move || self.serve(id, &conn)) {
+            let (reader, writer) = (Arc::clone(&client), Arc::clone(&client));
+            let read = spawn(move || self.read(&reader));
+            if let Err(e) = read.and_then(|()| spawn(move || self.write(&writer))) {
                 self.options.log.repeated("WARN", &format!("clone: {e}"));
-                self.room.lock().remove(id, Instant::now());
+                self.remove(&client);
             }
+        }
+        let end = Instant::now() + self.options.limits.grace();
+        let mut room = self.room.lock();
+        while !room.is_done() && Instant::now() < end {
+            self.left.wait_until(&mut room, end);
         }
         Ok(())
     }
 
-    /// One client, two threads: who reads never waits for who writes.
-    fn serve(&self, id: ClientId, conn: &Socket) {
-        thread::scope(|scope| {
-            if Builder::new().stack_size(STACK).spawn_scoped(scope, || self.read(id, conn)).is_ok() {
-                self.write(id, conn);
-            }
-            let _ = conn.shutdown(Shutdown::Both); // ends a sleeping read
-        });
-        let mut room = self.room.lock();
-        room.remove(id, Instant::now());
-        self.wake(&mut room);
-    }
-
-    fn read(&self, id: ClientId, mut conn: &Socket) {
+    fn read(&self, client: &Client) {
         let mut buffer = [0; 4096];
         loop {
-            let received = conn.read(&mut buffer);
+            let received = (&client.conn).read(&mut buffer);
             let mut room = self.room.lock();
-            room.received(id, &received, &buffer, Instant::now());
+            room.received(client.id, &received, &buffer, Instant::now());
             self.wake(&mut room);
-            if !received.is_ok_and(|n| n > 0) {
+            if !received.map_or_else(|e| is_transient(&e), |n| n > 0) {
                 return;
             }
-            // The rate limit: who says too much is not read from, and TCP makes it wait.
-            self.changed.wait_while(&mut room, |room| room.session(id).is_some_and(|session| session.is_held()));
-        }
-    }
-
-    fn write(&self, id: ClientId, conn: &Socket) {
-        let _ = conn.set_write_timeout(Some(self.options.limits.write_timeout()));
-        let mut room = self.room.lock();
-        loop {
-            room.tick_one(id, Instant::now());
-            self.wake(&mut room);
-            let Some(session) = room.session_mut(id).filter(|session| !session.is_over()) else { return };
-            if session.wants_write() {
-                let bytes = session.pending().to_vec();
-                // The room is unlocked meanwhile: only this thread waits for a slow reader.
-                let sent = MutexGuard::unlocked(&mut room, || conn.send(&bytes));
-                room.sent(id, &sent, Instant::now());
-            } else if session.finish(Instant::now()) {
-                let _ = conn.shutdown(Shutdown::Write);
-            } else {
-                let deadline = session.deadline();
-                self.changed.wait_until(&mut room, deadline);
+            // The rate limit: the thread does not read, and TCP flow control slows the client down.
+            while room.session(client.id).is_some_and(Session::is_paused) {
+                client.changed.wait(&mut room);
             }
         }
     }
 
-    fn wake(&self, room: &mut Room) {
-        if room.take_changed() {
-            self.changed.notify_all();
+    fn write(&self, client: &Client) {
+        let _ = client.conn.set_write_timeout(Some(self.options.limits.write_timeout()));
+        let mut room = self.room.lock();
+        loop {
+            let now = Instant::now();
+            room.tick_one(client.id, now);
+            self.wake(&mut room);
+            let session = room.session_mut(client.id);
+            let Some(session) = session.filter(|session| !session.is_over()) else { break };
+            let deadline = session.deadline();
+            if session.wants_write() {
+                let bytes = session.pending().to_vec();
+                // The other threads use the room while this thread waits for a slow reader.
+                let sent = MutexGuard::unlocked(&mut room, || client.conn.send(&bytes));
+                let session = room.session_mut(client.id);
+                session.into_iter().for_each(|session| _ = session.sent(&sent, Instant::now()));
+            } else if session.finish(now) {
+                let _ = client.conn.shutdown(Shutdown::Write);
+            } else {
+                client.changed.wait_until(&mut room, deadline);
+            }
         }
+        drop(room);
+        self.remove(client);
     }
 
-    /// First signal: last words for all, and nobody new. Second signal: now.
-    fn wait_for_signals(&self, signals: &Signals, listener: &Socket) {
+    /// First signal: the final message for all clients, and no new clients. Second signal: exit.
+    fn watch_signals(&self, signals: &Signals, listener: &Socket) {
         let _ = signals.wait();
-        self.room.lock().shut_down(Instant::now());
-        self.changed.notify_all();
+        let mut room = self.room.lock();
+        room.shut_down(Instant::now());
+        self.wake(&mut room);
+        drop(room);
+        self.left.notify_all();
         let _ = listener.shutdown(Shutdown::Read); // accept fails from now on
         let _ = signals.wait();
         process::exit(0);
+    }
+
+    /// Wakes the threads of the clients that have changed, and no other thread. The lock is given
+    /// back first: a thread that wakes up needs it.
+    fn wake(&self, room: &mut MutexGuard<Room>) {
+        let mut changed = Vec::new();
+        while let Some(id) = room.next_changed() {
+            changed.push(id);
+        }
+        if !changed.is_empty() {
+            MutexGuard::unlocked(room, || {
+                let clients = self.clients.lock();
+                changed.iter().filter_map(|id| clients.get(id)).for_each(|client| {
+                    client.changed.notify_all();
+                });
+            });
+        }
+    }
+
+    fn remove(&self, client: &Client) {
+        let _ = client.conn.shutdown(Shutdown::Both); // ends a read that waits
+        self.clients.lock().remove(&client.id);
+        let mut room = self.room.lock();
+        room.remove(client.id, Instant::now());
+        self.wake(&mut room);
+        drop(room);
+        self.left.notify_all();
     }
 }

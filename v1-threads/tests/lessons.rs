@@ -39,7 +39,9 @@ impl Talker {
     fn hears_nothing(&mut self) -> bool {
         self.0.get_mut().set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let mut line = String::new();
-        self.0.read_line(&mut line).is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+        self.0
+            .read_line(&mut line)
+            .is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }
 }
 

@@ -1,12 +1,12 @@
-//! Chat on one thread: all clients are waited for in select, whose sets are made anew for each round.
+//! Chat on one thread: select waits for all clients, with sets that are built again each time.
 //!
 //! Run: cargo run -p v2-select
-//! Try: cargo run -p chat -- -i localhost -p 2000 --nick alice
+//! Try: cargo run -p chat -- --nick alice
 //! Prev: v1-threads
 //! Next: v3-broadcast
 //! Diff base: v1-threads
-//! Overload: refuse (beyond --max-conns, `! server-full`)
-//! Slow reader: drop (what does not fit in --outbox is not sent, and counted: `* you missed 12 lines`)
+//! Overload: refuse (beyond --max-conns a client gets `! server-full`)
+//! Slow reader: drop (lines that do not fit into --outbox are counted: `* you missed 12 lines`)
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -17,58 +17,52 @@ use std::time::Instant;
 use anyhow::Context;
 use chat::server::ip;
 use chat::{ClientId, Options, Room, Slow};
-use common::report::Failed;
-use common::sock::{Backoff, is_transient};
 use common::descriptors::limit_descriptors;
+use common::report::{self, Failed};
+use common::sock::Backoff;
 use lifecycle::Signals;
-use nix::errno::Errno;
 use nix::sys::select::{FD_SETSIZE, FdSet, select};
 use nix::sys::time::{TimeVal, TimeValLike};
 use socket2::Socket;
 
-struct Server {
-    options: Options,
-    listener: Socket,
-    backoff: Backoff,
-    room: Room,
-    clients: BTreeMap<ClientId, Socket>,
-    last_id: ClientId,
-}
-
 fn main() -> Result<(), Failed> {
     let mut options = Options::parse("v2-select", "Chat: one thread with select");
-    options.limits.max_conns = options.limits.max_conns.min(FD_SETSIZE as u32 - 64); // the rest is for other descriptors
-    // accept says EMFILE before it gives a number that a set has no bit for. (In C, FD_SET writes behind the set then.)
+    options.limits.max_conns = options.limits.max_conns.min(FD_SETSIZE as u32 - RESERVE);
+    // A set has one bit for each descriptor number below FD_SETSIZE, and FD_SET of a larger number
+    // writes past its end. With this RLIMIT_NOFILE the kernel hands out no larger number.
     limit_descriptors(FD_SETSIZE as u64)?;
     let signals = Signals::new()?;
     let room = options.room(Slow::Drop)?;
     let listener = options.listen()?;
-    // A client may leave between select and accept: accept would then sleep, and the room with it.
+    // A client may disconnect before accept: accept must not block the other clients.
     listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
     let (backoff, clients) = (Backoff::default(), BTreeMap::new());
     let mut server = Server { options, listener, backoff, room, clients, last_id: 0 };
+    report::ready(&server.listener);
 
     while !server.room.is_done() {
-        // select overwrites its sets with what is ready: they are made anew.
+        let deadline = server.room.deadline().into_iter().chain(server.backoff.until()).min();
+        // Rounded up: a loop that wakes just before its deadline has nothing to do.
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()).as_micros() + 1);
+        let mut timeout = left.map(|left| TimeVal::microseconds(left as i64));
+        // select overwrites the sets with its result, so each iteration builds them again.
         let (mut readable, mut writable) = server.interest();
         readable.insert(signals.as_fd());
-        let deadline = server.room.deadline().into_iter().chain(server.backoff.until()).min();
-        // Until then, rounded up: waking a moment before would be a round for nothing.
-        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()).as_micros() as i64 + 1);
-        match select(None, &mut readable, &mut writable, None, left.map(TimeVal::microseconds).as_mut()) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => continue, // the sets say nothing now
-            Err(e) => return Err(Failed::new(format!("select: {e}"))),
+        if let Err(e) = select(None, &mut readable, &mut writable, None, timeout.as_mut()) {
+            // Goes on after EINTR and ENOMEM. After an error the sets are unspecified.
+            server.backoff.sleep("select", &e.into(), &server.options.log)?;
+            continue;
         }
-        // Not who is ready is returned, but a set of bits: each has to be looked at.
-        let (stop, incoming) = (readable.contains(signals.as_fd()), readable.contains(server.listener.as_fd()));
-        let looked_at =
-            |(id, conn): (&ClientId, &Socket)| (*id, readable.contains(conn.as_fd()), writable.contains(conn.as_fd()));
-        let ready: Vec<(ClientId, bool, bool)> = server.clients.iter().map(looked_at).collect();
+        // select reports how many descriptors are ready, but not which: test every bit.
+        let stop = readable.contains(signals.as_fd());
+        let incoming = readable.contains(server.listener.as_fd());
+        let is_ready = |(id, conn): (&ClientId, &Socket)| {
+            (*id, readable.contains(conn.as_fd()), writable.contains(conn.as_fd()))
+        };
+        let ready: Vec<(ClientId, bool, bool)> = server.clients.iter().map(is_ready).collect();
         let now = Instant::now();
-        if stop && signals.read().is_ok() {
-            let _ = server.listener.shutdown(Shutdown::Read); // new clients are refused
-            server.room.shut_down(now); // last words for all; a second signal ends it at once
+        if stop {
+            server.stop(&signals, now);
         }
         for (id, may_read, may_write) in ready {
             if may_read {
@@ -83,7 +77,7 @@ fn main() -> Result<(), Failed> {
         }
         server.backoff.expire(now);
         server.room.tick(now);
-        // Each client that something was said to is written to once, for all the lines of this round.
+        // One send for each client with new lines, however many lines it has.
         while let Some(id) = server.room.next_changed() {
             server.write(id, now);
         }
@@ -92,15 +86,29 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Descriptors that are left for other purposes, and for clients that are being disconnected.
+const RESERVE: u32 = 64;
+
+struct Server {
+    options: Options,
+    listener: Socket,
+    backoff: Backoff,
+    room: Room,
+    clients: BTreeMap<ClientId, Socket>,
+    last_id: ClientId,
+}
+
 impl Server {
-    /// Whom to wait for. Who says too much is not read from, and TCP makes it wait: that is the rate limit. *Write* only
-    /// while something waits, since an idle socket is always writable, and select would never sleep.
+    /// The descriptors to wait for. A client that exceeds its rate is not read from, and TCP flow
+    /// control slows it down. An idle socket is always writable: with its bit in the second set,
+    /// select would never sleep. So the bit is set only while bytes wait to be sent.
     fn interest(&self) -> (FdSet<'_>, FdSet<'_>) {
         let (mut readable, mut writable) = (FdSet::new(), FdSet::new());
-        if self.room.has_place() && self.backoff.until().is_none() {
+        if self.room.is_accepting() && self.backoff.until().is_none() {
             readable.insert(self.listener.as_fd());
         }
-        for (conn, session) in self.clients.iter().filter_map(|(id, conn)| Some((conn, self.room.session(*id)?))) {
+        for (id, conn) in &self.clients {
+            let Some(session) = self.room.session(*id) else { continue };
             if session.wants_read() {
                 readable.insert(conn.as_fd());
             }
@@ -109,6 +117,14 @@ impl Server {
             }
         }
         (readable, writable)
+    }
+
+    /// First signal: the final message for all clients, and no new clients. Second signal: the end.
+    fn stop(&mut self, signals: &Signals, now: Instant) {
+        if signals.read().is_ok() {
+            let _ = self.listener.shutdown(Shutdown::Read);
+            self.room.shut_down(now);
+        }
     }
 
     fn accept(&mut self, now: Instant) -> Result<(), Failed> {
@@ -124,8 +140,8 @@ impl Server {
         Ok(())
     }
 
-    /// One read, so that nobody holds the loop for long. 0 bytes are the end of file: who ignores it spins
-    /// (naive-spin.rs).
+    /// One read, so that no client delays the others for long. 0 bytes mean the end of file. A loop
+    /// that ignores it spins (naive-spin.rs).
     fn read(&mut self, id: ClientId, now: Instant) {
         let Some(conn) = self.clients.get_mut(&id) else { return };
         let mut buffer = [0; 4096];
@@ -133,14 +149,14 @@ impl Server {
         self.room.received(id, &received, &buffer, now);
     }
 
-    /// Sends what waits, as far as the kernel's buffer has room.
+    /// Sends what waits, until the kernel's buffer is full.
     fn write(&mut self, id: ClientId, now: Instant) {
-        let (Some(conn), Some(session)) = (self.clients.get(&id), self.room.session_mut(id)) else { return };
+        let Some(conn) = self.clients.get(&id) else { return };
+        let Some(session) = self.room.session_mut(id) else { return };
         while session.wants_write() {
-            match conn.send(session.pending()) {
-                Ok(n) => session.sent(n, now),
-                Err(e) if is_transient(&e) => break,
-                Err(_) => session.abort(),
+            let sent = conn.send(session.pending());
+            if !session.sent(&sent, now) {
+                break;
             }
         }
         if session.finish(now) {

@@ -95,7 +95,9 @@ fn who_ignores_the_end_of_file_spins() {
     }
     let before = procs::cpu_ns(right.pid());
     // Half a second of CPU, while nobody is there.
-    eventually("the naive one is busy with nobody", || (procs::cpu_ns(naive.pid()) > 500_000_000).then_some(()));
+    eventually("the naive one is busy with nobody", || {
+        (procs::cpu_ns(naive.pid()) > 500_000_000).then_some(())
+    });
     let spent = procs::cpu_ns(right.pid()) - before;
     assert!(spent < 100_000_000, "{spent} ns for one client that came and went");
 }

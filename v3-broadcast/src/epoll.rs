@@ -25,7 +25,13 @@ impl Epoll {
 }
 
 impl Multiplexer for Epoll {
-    fn change(&mut self, fd: BorrowedFd, token: u64, from: Interest, to: Interest) -> io::Result<()> {
+    fn change(
+        &mut self,
+        fd: BorrowedFd,
+        token: u64,
+        from: Interest,
+        to: Interest,
+    ) -> io::Result<()> {
         let mut flags = EpollFlags::empty();
         flags.set(EpollFlags::EPOLLIN, to.read);
         flags.set(EpollFlags::EPOLLOUT, to.write);

@@ -1,13 +1,12 @@
-//! Chat as a real room needs it: a bounded queue per client, written out while it holds something; who does not read
-//! goes. Waits with select, poll or epoll.
+//! Chat on one thread, with a queue per client that select, poll or epoll empties.
 //!
 //! Run: cargo run -p v3-broadcast
-//! Try: cargo run -p chat -- -i localhost -p 2000 --nick alice
+//! Try: cargo run -p chat -- --nick alice
 //! Prev: v2-select
 //! Next: v4-async
 //! Diff base: v2-select
-//! Overload: refuse (beyond --max-conns, `! server-full`)
-//! Slow reader: kick (beyond --outbox, or after --write-timeout without progress; --slow shows what else there is)
+//! Overload: refuse (beyond --max-conns a client gets `! server-full`)
+//! Slow reader: kick (when --outbox is full, or after --write-timeout without progress; see --slow)
 
 mod epoll;
 mod poll;
@@ -15,7 +14,7 @@ mod poller;
 mod select;
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::Read;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -24,15 +23,11 @@ use anyhow::Context;
 use chat::server::ip;
 use chat::{ClientId, Options, Room, Slow};
 use clap::Parser;
-use common::report::Failed;
-use common::sock::{Backoff, is_transient};
+use common::report::{self, Failed};
+use common::sock::Backoff;
 use lifecycle::Signals;
 use poller::{Interest, Kind, Poller, Ready};
 use socket2::Socket;
-
-/// Tokens of the two descriptors that are no clients; those begin with 1.
-const LISTENER: u64 = 0;
-const SIGNALS: u64 = u64::MAX;
 
 /// Chat: a bounded queue per client, and select, poll or epoll
 #[derive(Parser)]
@@ -40,7 +35,7 @@ const SIGNALS: u64 = u64::MAX;
 struct Args {
     #[command(flatten)]
     options: Options,
-    /// Whom to ask who is ready
+    /// The call that waits for ready descriptors
     #[arg(long, value_enum, default_value_t = Kind::Epoll)]
     poller: Kind,
     /// What happens to a reader that is slower than the room
@@ -48,27 +43,20 @@ struct Args {
     slow: Slow,
 }
 
-struct Server {
-    options: Options,
-    poller: Poller,
-    listener: Socket,
-    backoff: Backoff,
-    room: Room,
-    clients: BTreeMap<ClientId, Socket>,
-    last_id: ClientId,
-}
-
 fn main() -> Result<(), Failed> {
     let args = Args::parse();
     let signals = Signals::new()?;
     let mut server = Server::new(args)?;
     server.poller.set(signals.as_fd(), SIGNALS, Interest::READ).context("watch the signals")?;
+    server.watch_listener();
+    report::ready(&server.listener);
 
     let mut ready = Vec::new();
     while !server.room.is_done() {
-        server.watch_listener().context("watch the listener")?;
         let deadline = server.room.deadline().into_iter().chain(server.backoff.until()).min();
-        server.poller.wait(deadline, &mut ready).context("wait")?;
+        if let Err(e) = server.poller.wait(deadline, &mut ready) {
+            server.backoff.sleep("wait", &e, &server.options.log)?; // EINTR or ENOMEM: call it again
+        }
         let now = Instant::now();
         for Ready { token, read } in ready.drain(..) {
             match token {
@@ -84,13 +72,28 @@ fn main() -> Result<(), Failed> {
         }
         server.backoff.expire(now);
         server.room.tick(now);
-        // Each client that something was said to is written to once, for all the lines of this round.
+        // One send for each client with new lines, however many lines it has.
         while let Some(id) = server.room.next_changed() {
             server.write(id, now);
         }
+        server.watch_listener();
     }
     server.options.log.cpu_time();
     Ok(())
+}
+
+/// The tokens of the two descriptors that are not clients. Clients are numbered from 1.
+const LISTENER: u64 = 0;
+const SIGNALS: u64 = u64::MAX;
+
+struct Server {
+    options: Options,
+    poller: Poller,
+    listener: Socket,
+    backoff: Backoff,
+    room: Room,
+    clients: BTreeMap<ClientId, Socket>,
+    last_id: ClientId,
 }
 
 impl Server {
@@ -99,17 +102,27 @@ impl Server {
         let poller = Poller::new(poller, &mut options.limits).context("poller")?;
         let room = options.room(slow)?;
         let listener = options.listen()?;
-        // A client may leave between select and accept: accept would then sleep, and the room with it.
+        // A client may disconnect before accept: accept must not block the other clients.
         listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
         let (backoff, clients) = (Backoff::default(), BTreeMap::new());
         Ok(Server { options, poller, listener, backoff, room, clients, last_id: 0 })
     }
 
-    /// Watches the listener while another client may come in. Otherwise the kernel's backlog holds them.
-    fn watch_listener(&mut self) -> io::Result<()> {
-        let may_accept = self.room.has_place() && self.backoff.until().is_none();
-        let interest = if may_accept { Interest::READ } else { Interest::NONE };
-        self.poller.set(self.listener.as_fd(), LISTENER, interest)
+    /// Watches the listener while the server accepts. Otherwise connections stay in the backlog.
+    fn watch_listener(&mut self) {
+        let is_accepting = self.room.is_accepting() && self.backoff.until().is_none();
+        let interest = if is_accepting { Interest::READ } else { Interest::NONE };
+        if let Err(e) = self.poller.set(self.listener.as_fd(), LISTENER, interest) {
+            let _ = self.backoff.pause("watch the listener", &e, &self.options.log); // tried again after the pause
+        }
+    }
+
+    /// First signal: the final message for all clients, and no new clients. Second signal: the end.
+    fn stop(&mut self, signals: &Signals, now: Instant) {
+        if signals.read().is_ok() {
+            let _ = self.listener.shutdown(Shutdown::Read);
+            self.room.shut_down(now);
+        }
     }
 
     fn accept(&mut self, now: Instant) -> Result<(), Failed> {
@@ -125,42 +138,40 @@ impl Server {
         Ok(())
     }
 
-    /// First signal: last words for all, and nobody new. Second signal: the end.
-    fn stop(&mut self, signals: &Signals, now: Instant) {
-        let _ = signals.read();
-        let _ = self.listener.shutdown(Shutdown::Read);
-        self.room.shut_down(now);
-    }
-
-    /// One read, so that nobody holds the loop for long.
+    /// One read, so that no client delays the others for long.
     fn read(&mut self, id: ClientId, now: Instant) {
-        let (Some(conn), Some(session)) = (self.clients.get_mut(&id), self.room.session_mut(id)) else { return };
+        let Some(conn) = self.clients.get_mut(&id) else { return };
+        let Some(session) = self.room.session_mut(id) else { return };
         if !session.wants_read() {
-            return session.abort(); // not asked for: the connection is broken
+            return session.fail(); // poll and epoll also report an error that was not asked for
         }
         let mut buffer = [0; 4096];
         let received = conn.read(&mut buffer);
         self.room.received(id, &received, &buffer, now);
     }
 
-    /// Sends what waits, without asking first: the kernel's buffer nearly always has room. Then tells the poller what
-    /// this client needs: *write* only while something waits, since an idle socket is always writable.
+    /// Sends what waits, without asking first: the kernel's buffer nearly always has space. Then
+    /// updates the interest. An idle socket is always writable, so interest in *writable* exists
+    /// only while bytes wait to be sent.
     fn write(&mut self, id: ClientId, now: Instant) {
-        let (Some(conn), Some(session)) = (self.clients.get(&id), self.room.session_mut(id)) else { return };
+        let Some(conn) = self.clients.get(&id) else { return };
+        let Some(session) = self.room.session_mut(id) else { return };
         while session.wants_write() {
-            match conn.send(session.pending()) {
-                Ok(n) => session.sent(n, now),
-                Err(e) if is_transient(&e) => break,
-                Err(_) => session.abort(),
+            let sent = conn.send(session.pending());
+            if !session.sent(&sent, now) {
+                break;
             }
         }
         if session.finish(now) {
             let _ = conn.shutdown(Shutdown::Write);
         }
-        let interest = Interest { read: session.wants_read(), write: session.wants_write() };
-        if let Err(e) = self.poller.set(conn.as_fd(), id, if session.is_over() { Interest::NONE } else { interest }) {
-            self.options.log.repeated("WARN", &format!("watch a client: {e}"));
-            session.abort();
+        let mut interest = Interest { read: session.wants_read(), write: session.wants_write() };
+        if session.is_over() {
+            interest = Interest::NONE;
+        }
+        if let Err(e) = self.poller.set(conn.as_fd(), id, interest) {
+            self.options.log.repeated("WARN", &format!("watch client {id}: {e}"));
+            session.fail();
         }
         if session.is_over() {
             self.clients.remove(&id); // close

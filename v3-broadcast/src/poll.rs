@@ -16,8 +16,15 @@ pub struct Poll {
 }
 
 impl Multiplexer for Poll {
-    fn change(&mut self, fd: BorrowedFd, token: u64, _: Interest, interest: Interest) -> io::Result<()> {
-        let (fd, place) = (fd.as_raw_fd(), self.fds.iter().position(|entry| entry.fd == fd.as_raw_fd()));
+    fn change(
+        &mut self,
+        fd: BorrowedFd,
+        token: u64,
+        _: Interest,
+        interest: Interest,
+    ) -> io::Result<()> {
+        let (fd, place) =
+            (fd.as_raw_fd(), self.fds.iter().position(|entry| entry.fd == fd.as_raw_fd()));
         let mut events = 0;
         if interest.read {
             events |= libc::POLLIN;
@@ -45,7 +52,9 @@ impl Multiplexer for Poll {
             Err(Errno::EINTR) => return Ok(()),
             Err(e) => return Err(e.into()),
         }
-        for (entry, token) in self.fds.iter().zip(&self.tokens).filter(|(entry, _)| entry.revents != 0) {
+        for (entry, token) in
+            self.fds.iter().zip(&self.tokens).filter(|(entry, _)| entry.revents != 0)
+        {
             // POLLHUP and POLLERR come unasked, and are found out by a read.
             ready.push(Ready { token: *token, read: entry.revents & !libc::POLLOUT != 0 });
         }

@@ -48,7 +48,13 @@ pub struct Ready {
 /// One of select, poll and epoll, level-triggered.
 pub trait Multiplexer {
     /// Watches `fd` for something else from now on.
-    fn change(&mut self, fd: BorrowedFd, token: u64, from: Interest, to: Interest) -> io::Result<()>;
+    fn change(
+        &mut self,
+        fd: BorrowedFd,
+        token: u64,
+        from: Interest,
+        to: Interest,
+    ) -> io::Result<()>;
     /// Sleeps until something is ready, or the time is over; a signal ends it with nothing ready.
     fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()>;
 }

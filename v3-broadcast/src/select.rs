@@ -28,7 +28,13 @@ impl Select {
 }
 
 impl Multiplexer for Select {
-    fn change(&mut self, fd: BorrowedFd, token: u64, _: Interest, interest: Interest) -> io::Result<()> {
+    fn change(
+        &mut self,
+        fd: BorrowedFd,
+        token: u64,
+        _: Interest,
+        interest: Interest,
+    ) -> io::Result<()> {
         let fd = fd.as_raw_fd();
         if interest == Interest::NONE {
             self.watched.remove(&fd);

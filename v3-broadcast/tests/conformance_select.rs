@@ -1,4 +1,8 @@
 fn main() {
     let variant = ["--poller", "select"];
-    testkit::chat::conformance_with(env!("CARGO_BIN_EXE_v3-broadcast"), env!("CARGO_MANIFEST_DIR"), &variant)
+    testkit::chat::conformance_with(
+        env!("CARGO_BIN_EXE_v3-broadcast"),
+        env!("CARGO_MANIFEST_DIR"),
+        &variant,
+    )
 }

@@ -1,5 +1,11 @@
 //! What the pollers differ in: who pays for clients that say nothing.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout
+)]
 
 use std::net::TcpStream;
 
@@ -12,7 +18,8 @@ const IDLE: usize = 600;
 fn price(poller: &str, idle: usize) -> u64 {
     let args = ["--no-log", "--rate", "1000000", "--burst", "1000000", "--poller", poller];
     let server = Server::start(env!("CARGO_BIN_EXE_v3-broadcast"), &args);
-    let _idle: Vec<TcpStream> = (0..idle).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
+    let _idle: Vec<TcpStream> =
+        (0..idle).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
     let mut alice = Member::join(server.addr, "alice");
     let mut bob = Member::join(server.addr, "bob");
     let before = procs::cpu_ns(server.pid());

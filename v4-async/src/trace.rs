@@ -69,7 +69,11 @@ pub fn start(args: &TraceArgs) -> Result<(), Failed> {
     };
     let out = args.trace.map(open).transpose()?;
     if out.is_some() || args.slow_motion > 0 {
-        let _ = TRACE.set(Trace { out, pause: Duration::from_millis(args.slow_motion), start: Instant::now() });
+        let _ = TRACE.set(Trace {
+            out,
+            pause: Duration::from_millis(args.slow_motion),
+            start: Instant::now(),
+        });
     }
     Ok(())
 }

@@ -70,8 +70,10 @@ fn members(server: &Server, count: usize) -> Vec<Member> {
 fn calls(server: i32, log: &Path) -> usize {
     eventually("the server sleeps", || {
         let before = fs::read(log).unwrap();
-        (procs::thread_states(server) == ['S'] && fs::read(log).unwrap() == before && before.ends_with(b", "))
-            .then(|| before.iter().filter(|byte| **byte == b'\n').count())
+        (procs::thread_states(server) == ['S']
+            && fs::read(log).unwrap() == before
+            && before.ends_with(b", "))
+        .then(|| before.iter().filter(|byte| **byte == b'\n').count())
     })
 }
 
@@ -85,7 +87,10 @@ fn system_calls_for_each_delivery() {
     let mut command = Command::new("strace");
     command.arg("-qq").arg("-o").arg(&log).arg(BIN).args(FREE);
     let server = Server::start_with(&mut command);
-    let pid = eventually("the server below strace", || server.family().into_iter().find(|p| p.pid != server.pid())).pid;
+    let pid = eventually("the server below strace", || {
+        server.family().into_iter().find(|p| p.pid != server.pid())
+    })
+    .pid;
     let mut room = members(&server, 10);
     let (sender, others) = room.split_first_mut().unwrap();
 
@@ -104,7 +109,9 @@ fn system_calls_for_each_delivery() {
         (0..200).for_each(|nth| assert_eq!(other.line(), format!("<m0> line {nth}\n")));
     }
     let burst = (calls(pid, &log) - start) as f64 / (200.0 * others.len() as f64);
-    eprintln!("system calls per delivery, 10 members: {single:.2} line by line, {burst:.3} in a burst of 200");
+    eprintln!(
+        "system calls per delivery, 10 members: {single:.2} line by line, {burst:.3} in a burst of 200"
+    );
     assert!(single <= 1.5, "{single}");
     assert!(burst <= 0.2, "{burst}");
     kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
@@ -164,7 +171,8 @@ fn the_steps_of_one_line() {
     // The walk that src/rt.rs tells of: parked, asleep, woken, polled.
     let (_, task) = steps.iter().find(|(step, _)| step == "park").unwrap().clone();
     let walk = ["park", "pending", "wake", "poll"];
-    let mut of_task = steps.iter().filter(|(step, of)| *of == task && walk.contains(&step.as_str()));
+    let mut of_task =
+        steps.iter().filter(|(step, of)| *of == task && walk.contains(&step.as_str()));
     assert_eq!(of_task.find(|(step, _)| step == "park").map(|(_, of)| *of), Some(task));
     let rest: Vec<&str> = of_task.take(3).map(|(step, _)| step.as_str()).collect();
     assert_eq!(rest, ["pending", "wake", "poll"]);
@@ -191,9 +199,14 @@ fn one_who_never_stops_talking_does_not_stop_the_others() {
     let steps = steps(&trace);
     let talker = steps.iter().find(|(step, _)| step == "yield").expect("its task never yields").1;
     // Between two turns of the talker, the writers of the two others have theirs.
-    let turns: Vec<usize> = (0..steps.len()).filter(|at| steps[*at] == ("poll".to_owned(), talker)).collect();
+    let turns: Vec<usize> =
+        (0..steps.len()).filter(|at| steps[*at] == ("poll".to_owned(), talker)).collect();
     let others = |from: usize, to: usize| -> BTreeSet<u64> {
-        steps[from..to].iter().filter(|(step, of)| step == "poll" && *of != talker).map(|(_, of)| *of).collect()
+        steps[from..to]
+            .iter()
+            .filter(|(step, of)| step == "poll" && *of != talker)
+            .map(|(_, of)| *of)
+            .collect()
     };
     let shared = turns.windows(2).filter(|turn| others(turn[0], turn[1]).len() >= 2).count();
     assert!(shared >= 30, "in {shared} of {} turns", turns.len());
@@ -217,7 +230,9 @@ fn room_with_a_dead_reader(server: &Server, patience: Duration) -> bool {
     let end = Instant::now() + patience;
     let mut outcome = false;
     while !outcome && Instant::now() < end {
-        outcome = other.line_within(Duration::from_secs(1)).is_some_and(|line| line == "<late> one more line\n");
+        outcome = other
+            .line_within(Duration::from_secs(1))
+            .is_some_and(|line| line == "<late> one more line\n");
     }
     talker.stream.get_ref().shutdown(std::net::Shutdown::Both).unwrap();
     flood.join().unwrap();

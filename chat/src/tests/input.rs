@@ -3,7 +3,7 @@ use super::*;
 fn input(now: Instant) -> Input {
     let mut input = Input::new(&Limits::default(), now);
     input.feed(b"bob\n");
-    assert_eq!(input.next(now), Next::Tell(Event::Line("bob".into())));
+    assert_eq!(input.next(now), Next::Event(Event::Line("bob".into())));
     input
 }
 
@@ -17,8 +17,8 @@ fn a_thousand_lines_are_slowed_and_not_lost() {
     let mut chunks = all.as_bytes().chunks(4096);
     loop {
         match input.next(now) {
-            Next::Tell(Event::Line(text)) => assert_eq!(Some(text), texts.next()),
-            Next::Tell(other) => panic!("{other:?}"),
+            Next::Event(Event::Line(text)) => assert_eq!(Some(text), texts.next()),
+            Next::Event(other) => panic!("{other:?}"),
             Next::Wait(until) => {
                 assert!(until > now);
                 now = until;
@@ -42,8 +42,8 @@ fn who_never_stops_is_told_to_go() {
     let mut lines = 0;
     loop {
         match input.next(now) {
-            Next::Tell(Event::TooFast) => break,
-            Next::Tell(_) => lines += 1,
+            Next::Event(Event::TooFast) => break,
+            Next::Event(_) => lines += 1,
             Next::Wait(until) => now = until,
             Next::Read => input.feed(&b"x\n".repeat(100)),
         }
@@ -62,7 +62,7 @@ fn a_quiet_time_is_a_fresh_start() {
         input.feed(&b"x\n".repeat(60));
         loop {
             match input.next(now) {
-                Next::Tell(event) => assert_eq!(event, Event::Line("x".into())),
+                Next::Event(event) => assert_eq!(event, Event::Line("x".into())),
                 Next::Wait(until) => now = until,
                 Next::Read => break,
             }
@@ -76,12 +76,12 @@ fn a_long_first_line_is_no_nick() {
     let now = Instant::now();
     let mut first = Input::new(&Limits::default(), now);
     first.feed(&[b'x'; FIRST_MAX]);
-    assert_eq!(first.next(now), Next::Tell(Event::TooLong));
+    assert_eq!(first.next(now), Next::Event(Event::TooLong));
     assert_eq!(first.next(now), Next::Read);
 
     let mut input = input(now);
     input.feed(&[b'x'; LINE_MAX - 1]);
     assert_eq!(input.next(now), Next::Read);
     input.feed(b"\n");
-    assert!(matches!(input.next(now), Next::Tell(Event::Line(_))));
+    assert!(matches!(input.next(now), Next::Event(Event::Line(_))));
 }

@@ -68,7 +68,7 @@ fn a_large_log_is_rotated_and_still_remembered() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     let (mut log, _) = Log::open(&path, 10).unwrap();
-    log.rotate = 1000;
+    log.max_size = 1000;
     for number in 1..=100 {
         log.append(&said(number).record()).unwrap();
     }
@@ -82,7 +82,7 @@ fn two_writers_and_a_rotation_between() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     let (mut one, mut other) = (Log::open(&path, 0).unwrap().0, Log::open(&path, 0).unwrap().0);
-    one.rotate = 100;
+    one.max_size = 100;
     other.append(&said(1).record()).unwrap();
     one.append(&said(2).record()).unwrap();
     one.append(&said(3).record()).unwrap();

@@ -16,8 +16,8 @@ struct Bench {
 
 impl Bench {
     fn new(limits: &Limits) -> Bench {
-        let mut room = Room::open(&Limits { no_log: true, ..limits.clone() }, &Report::default(), Slow::Kick).unwrap();
-        room.limits.no_log = false; // records are kept for take_records
+        let mut room = Room::open(limits, &Report::default(), Slow::Kick).unwrap();
+        room.records = Some(Vec::new());
         Bench { room, now: Instant::now(), read: BTreeMap::new(), closed: BTreeSet::new(), log: String::new() }
     }
 
@@ -42,7 +42,7 @@ impl Bench {
             let session = self.room.session_mut(id).unwrap();
             let text = String::from_utf8(session.pending().to_vec()).unwrap();
             assert!(text.is_empty() || !self.closed.contains(&id), "{text:?} after the last words of {id}");
-            session.sent(text.len(), self.now);
+            session.sent(&Ok(text.len()), self.now);
             self.read.entry(id).or_default().push_str(&text);
             if session.finish(self.now) {
                 self.closed.insert(id);
@@ -53,12 +53,14 @@ impl Bench {
     fn connect(&mut self, id: ClientId) {
         self.room.connect(id, HERE, self.now);
         self.read_all();
+        let text = self.take(id);
+        self.read.insert(id, text.strip_prefix(&format!("{GREETING}\n")).unwrap_or(&text).to_owned());
     }
 
     fn send(&mut self, id: ClientId, bytes: &[u8]) {
         self.room.receive(id, bytes, self.now);
         self.read_all();
-        while let Some(until) = self.room.session(id).and_then(|session| session.held_until()) {
+        while let Some(until) = self.room.session(id).and_then(|session| session.paused_until()) {
             self.now = until;
             self.tick();
         }
@@ -209,8 +211,8 @@ fn commands() {
         ("/echo off", "= echo off\n", ""),
         ("", "", ""),
         ("/help", &format!("{}\n", crate::commands::HELP), ""),
-        ("/dance", "! no-such-command /dance; /help lists them\n", ""),
-        ("/", "! no-such-command /; /help lists them\n", ""),
+        ("/dance", "! no-such-command /dance; /help lists the commands\n", ""),
+        ("/", "! no-such-command /; /help lists the commands\n", ""),
         ("/history x", "! usage /history [N]\n", ""),
         ("/history -1", "! usage /history [N]\n", ""),
         ("/history 0", "= end history\n", ""),
@@ -236,10 +238,7 @@ fn time_ends_who_says_nothing() {
     let limits = Limits::default();
     let mut room = Bench::with(&["bob", "alice"]);
     room.connect(3);
-    assert!(
-        room.room.deadline() <= Some(room.now + Duration::from_millis(limits.handshake_timeout)),
-        "lazy: never later"
-    );
+    assert_eq!(room.room.deadline(), Some(room.now + Duration::from_millis(limits.handshake_timeout)));
     room.now += Duration::from_millis(limits.handshake_timeout);
     room.tick();
     assert!(room.take(3).starts_with("! idle ") && room.take(1).is_empty(), "nobody knew of it");
@@ -249,23 +248,86 @@ fn time_ends_who_says_nothing() {
     assert!(room.take(2).starts_with("! idle "));
     assert_eq!(room.take(1), "* alice left (idle)\n");
     let deadline = room.room.session(1).unwrap().deadline();
-    assert!(room.room.deadline() <= Some(deadline));
+    assert_eq!(room.room.deadline(), Some(deadline));
     room.now = deadline;
     room.tick();
     assert!(room.take(1).starts_with("! idle "));
 }
 
+/// The earliest deadline of all sessions, found the slow way.
+fn earliest(room: &Room) -> Option<Instant> {
+    room.clients.values().map(|client| client.session.deadline()).min()
+}
+
 #[test]
-fn an_idle_timeout_shorter_than_that_of_the_handshake() {
+fn deadline_is_right_before_next_changed_is_called() {
     let limits = Limits { idle_timeout: 600, ..Limits::default() };
-    assert!(limits.idle_timeout < limits.handshake_timeout);
-    let mut room = Bench::new(&limits);
-    room.connect(1);
-    room.send(1, b"bob\n");
-    assert!(
-        room.room.deadline() <= room.room.session(1).map(|session| session.deadline()),
-        "a loop sleeps no longer than to the first deadline"
+    let mut room = Room::open(&limits, &Report::default(), Slow::Kick).unwrap();
+    let now = Instant::now();
+    assert_eq!(room.deadline(), None);
+    room.connect(1, HERE, now);
+    assert_eq!(
+        room.deadline(),
+        Some(now + Duration::from_millis(limits.write_timeout)),
+        "the greeting waits to be sent"
     );
+    room.received(1, &Ok(4), b"bob\n", now);
+    assert_eq!(room.deadline(), Some(now + Duration::from_millis(600)), "the idle timeout is the shortest");
+    let session = room.session_mut(1).unwrap();
+    session.sent(&Ok(session.pending().len()), now);
+    assert_eq!(room.deadline(), earliest(&room));
+    room.received(1, &Ok(2), b"x\n", now + Duration::from_millis(100));
+    assert_eq!(room.deadline(), Some(now + Duration::from_millis(700)), "no wake-up for the old deadline");
+    room.remove(1, now);
+    assert_eq!((room.deadline(), room.timers.len(), room.touched.len()), (None, 0, 0));
+}
+
+#[test]
+fn deadline_of_a_sent_line_is_forgotten() {
+    let mut room = Bench::with(&["bob", "alice"]);
+    let before = room.room.deadline();
+    room.room.received(1, &Ok(3), b"hi\n", room.now);
+    room.read_all();
+    assert_eq!(room.room.deadline(), before, "no wake-up when the write timeout of a sent line is over");
+}
+
+#[test]
+fn error_of_any_call_ends_the_session() {
+    let failed = || io::Error::from_raw_os_error(libc::ECONNRESET);
+    for call in ["read", "send", "other"] {
+        let mut room = Bench::with(&["bob", "alice"]);
+        match call {
+            "read" => room.room.received(1, &Err(failed()), &[], room.now),
+            "send" => assert!(!room.room.session_mut(1).unwrap().sent(&Err(failed()), room.now)),
+            _ => room.room.session_mut(1).unwrap().fail(),
+        }
+        assert!(room.room.session(1).unwrap().is_over(), "{call}");
+        room.room.remove(1, room.now);
+        room.read_all();
+        assert_eq!(room.take(2), "* bob left (connection lost)\n", "{call}");
+    }
+}
+
+#[test]
+fn full_kernel_buffer_is_not_an_error() {
+    let mut room = Bench::with(&["bob", "alice"]);
+    room.room.received(1, &Ok(3), b"hi\n", room.now);
+    let (now, session) = (room.now, room.room.session_mut(2).unwrap());
+    assert!(session.sent(&Err(io::ErrorKind::Interrupted.into()), now), "send again");
+    assert!(!session.sent(&Err(io::ErrorKind::WouldBlock.into()), now), "wait until the socket is writable");
+    assert!(session.sent(&Ok(3), now) && session.wants_write());
+    assert_eq!(room.room.deadline(), Some(now + Duration::from_millis(crate::cli::WRITE_TIMEOUT_MS)));
+    room.now += Duration::from_millis(crate::cli::WRITE_TIMEOUT_MS);
+    room.room.tick(room.now);
+    assert!(room.room.session(2).unwrap().is_closing(), "a slow reader");
+}
+
+#[test]
+fn client_that_connects_is_greeted() {
+    let mut room = Bench::new(&Limits::default());
+    room.room.connect(1, HERE, room.now);
+    room.read_all();
+    assert_eq!(room.take(1), "* your nick? (letters, digits, _ and -; at most 20)\n");
 }
 
 #[test]
@@ -401,7 +463,7 @@ proptest! {
             }
             let after: BTreeSet<ClientId> = room.room.nicks.values().copied().collect();
             prop_assert!(before.symmetric_difference(&after).count() <= 1);
-
+            prop_assert_eq!(room.room.deadline(), earliest(&room.room));
         }
         for id in 1..=ids {
             let text = room.take(id);

@@ -63,7 +63,8 @@ impl Wire {
         let refusal = || Err(String::from_utf8_lossy(came).trim().to_owned());
         match self {
             Wire::Room if came.starts_with(b"! ") => refusal(),
-            Wire::Room => Ok(came.starts_with(b"* welcome") && has(b"\n")),
+            // Before the welcome comes the line that asks for a nick.
+            Wire::Room => Ok((came.starts_with(b"* welcome") || has(b"\n* welcome")) && came.ends_with(b"\n")),
             Wire::Lines => Ok(true),
             // 366 ends the list of those who are there.
             Wire::Irc if has(b"ERROR :") || has(b" 433 ") => refusal(),
@@ -140,6 +141,8 @@ mod tests {
         for (wire, came, listens, is_in) in [
             (Wire::Room, &b"* welc"[..], true, false),
             (Wire::Room, b"* welcome a\n", true, true),
+            (Wire::Room, b"* your nick?\n", true, false),
+            (Wire::Room, b"* your nick?\n* welcome a\n", true, true),
             (Wire::Irc, b":x 001 a :Welcome\r\n", true, false),
             (Wire::Irc, b":x 001 a :Welcome\r\n:x 366 a #room :End\r\n", true, true),
             (Wire::Redis, b"*3\r\n$9\r\nsubscribe\r\n$4\r\nroom\r\n:1\r\n", true, true),

@@ -1,8 +1,9 @@
 //! The first line: nicks good, bad, taken and free again.
 
 use super::commands::list;
+use super::member::GREETING;
 use super::{Member, Row, Subject};
-use crate::peer::End;
+use crate::peer::{End, Peer};
 use crate::server::eventually;
 
 pub const ROWS: &[Row] = &[
@@ -29,6 +30,13 @@ pub const ROWS: &[Row] = &[
     ("K04_http_post", |s| {
         let post = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\nmallory\nhello\n";
         refused_nicks(s, &[post, b"GET / HTTP/1.1\r\n\r\n"]);
+    }),
+    ("handshake_greeting", |s| {
+        s.abused(&[], |room| {
+            let mut peer = Peer::connect(room.server.addr);
+            let greeting = format!("{GREETING}\n");
+            assert_eq!(peer.read_exactly(greeting.len()), greeting.as_bytes(), "before the client has sent anything");
+        })
     }),
     ("handshake_with_slash_nick", |s| {
         s.abused(&[], |room| {

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::commands::history;
-use super::{CHAT, FAST, LOG, Member, Room, Row, Subject};
+use super::{CHAT, FAST, LOG, LOGGED, Member, Room, Row, Subject};
 use crate::oracle::{self, Baseline};
 use crate::peer::{End, Peer};
 use crate::procs;
@@ -20,6 +20,7 @@ use crate::server::{Server, eventually};
 pub const ROWS: &[Row] = &[
     ("restart_keeps_history", restart),
     ("restart_after_a_torn_line", torn_line),
+    ("log_is_off_without_its_option", log_is_off),
     ("stop_says_that_it_goes_down", |s| {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
             stopped_by(s, signal);
@@ -123,29 +124,53 @@ fn stalled_member(room: &Room) -> Member {
 }
 
 fn restart(subject: &Subject) {
-    let room = subject.start(&[]);
+    let room = subject.start(&LOGGED);
     let [mut alice, mut bob] = room.gather(["alice", "bob"]);
     for line in ["one", "\x1b[2J", "trois é"] {
         alice.say(line);
         bob.line();
     }
     let dir = room.stop();
-    let room = subject.start_in(dir, &[]);
+    let room = subject.start_in(dir, &LOGGED);
     let mut carol = room.join("carol");
     carol.sync();
     assert_eq!(history(&mut carol, "/history"), ["<alice> one", r"<alice> \x1b[2J", "<alice> trois é"]);
     carol.say("four");
     carol.sync();
-    let room = subject.start_in(room.stop(), &[]);
+    let room = subject.start_in(room.stop(), &LOGGED);
     let mut dave = room.join("dave");
     dave.sync();
     assert_eq!(history(&mut dave, "/history 2"), ["<alice> trois é", "<carol> four"]);
     room.stop();
 }
 
+/// A server writes into the current folder only if its user asks for that, and then it says so. The lesson of v0-processes
+/// is its log, so v0 has one by default.
+fn log_is_off(subject: &Subject) {
+    let has_default = subject.example.name == "v0-processes";
+    for (args, file) in [(&[][..], LOG), (&["--log", "other.txt"], "other.txt")] {
+        let room = subject.start(args);
+        let [mut alice, mut bob] = room.gather(["alice", "bob"]);
+        bob.say("hi");
+        alice.expect("<bob> hi");
+        bob.sync();
+        let mut server = room.server;
+        server.stop().unwrap_or_else(|fault| panic!("{fault}"));
+        let is_on = has_default || !args.is_empty();
+        let text = std::fs::read_to_string(room.dir.path().join(file)).unwrap_or_default();
+        assert_eq!(text.contains("<bob> hi"), is_on, "{args:?}: {text:?}");
+        let told: Vec<String> =
+            server.log().lines().filter(|line| line.contains("chat log")).map(str::to_owned).collect();
+        let names_file = told.len() == 1 && told[0].contains(file);
+        assert!(if is_on { names_file } else { told.is_empty() }, "{args:?}: {told:?}");
+        let files = std::fs::read_dir(room.dir.path()).unwrap().count();
+        assert_eq!(files, usize::from(is_on), "{args:?}: files in the folder");
+    }
+}
+
 /// kill -9 in the middle of a write leaves half a line at the end of the log: it costs that line and no other.
 fn torn_line(subject: &Subject) {
-    let mut room = subject.start(&[]);
+    let mut room = subject.start(&LOGGED);
     let [mut alice, mut bob] = room.gather(["alice", "bob"]);
     for line in ["one", "two"] {
         alice.say(line);
@@ -160,13 +185,13 @@ fn torn_line(subject: &Subject) {
     log.write_all(&torn.as_bytes()[..torn.len() - 2]).unwrap();
     let Room { server, dir } = room;
     drop(server);
-    let room = subject.start_in(dir, &[]);
+    let room = subject.start_in(dir, &LOGGED);
     let mut carol = room.join("carol");
     carol.sync();
     assert_eq!(history(&mut carol, "/history"), ["<alice> one", "<alice> two"]);
     carol.say("three");
     carol.sync();
-    let room = subject.start_in(room.stop(), &[]);
+    let room = subject.start_in(room.stop(), &LOGGED);
     let mut dave = room.join("dave");
     dave.sync();
     assert_eq!(history(&mut dave, "/history"), ["<alice> one", "<alice> two", "<carol> three"]);
@@ -174,7 +199,7 @@ fn torn_line(subject: &Subject) {
 }
 
 fn stopped_by(subject: &Subject, signal: Signal) {
-    let mut room = subject.start(&[]);
+    let mut room = subject.start(&LOGGED);
     let mut members = room.gather(["alice", "bob", "carol"]);
     let mut nobody = room.connect();
     members[0].say("last words");

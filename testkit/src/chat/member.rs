@@ -13,7 +13,12 @@ pub struct Member {
     lines: BufReader<TcpStream>,
     /// Begun, and no LF yet.
     partial: Vec<u8>,
+    /// The next line may be the greeting.
+    is_new: bool,
 }
+
+/// The first line to every client that may stay.
+pub const GREETING: &str = "* your nick? (letters, digits, _ and -; at most 20)";
 
 impl Member {
     /// A connection that has said nothing yet.
@@ -29,7 +34,7 @@ impl Member {
     fn over(peer: Peer) -> Member {
         let stream = peer.second_handle();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Member { peer, lines: BufReader::new(stream), partial: Vec::new() }
+        Member { peer, lines: BufReader::new(stream), partial: Vec::new(), is_new: true }
     }
 
     /// A member with this nick, welcomed.
@@ -68,12 +73,20 @@ impl Member {
         self.send(format!("{line}\n"));
     }
 
-    /// The next line without its LF, or how the connection ended instead.
+    /// The next line without its LF, or how the connection ended instead. The greeting is skipped.
     ///
     /// # Errors
     /// The end. What came of a last line without its LF is lost; a test that cares looks at [`Member::rest`].
     #[expect(clippy::should_implement_trait, reason = "lines may follow a silence")]
     pub fn next(&mut self) -> Result<String, End> {
+        let line = self.any_line();
+        if std::mem::take(&mut self.is_new) && line.as_ref().is_ok_and(|line| line == GREETING) {
+            return self.any_line();
+        }
+        line
+    }
+
+    fn any_line(&mut self) -> Result<String, End> {
         match self.lines.read_until(b'\n', &mut self.partial) {
             Ok(_) if self.partial.last() == Some(&b'\n') => {
                 self.partial.pop();

@@ -26,8 +26,10 @@ use crate::catalogue::{self, Example, SlowReader};
 use crate::oracle::{self, Baseline, Service};
 use crate::server::Server;
 
-/// The file that a chat keeps in its working directory.
+/// The chat log of the rows that ask for one, in the server's working directory.
 pub const LOG: &str = "chat_log.txt";
+/// The server writes a chat log.
+pub const LOGGED: [&str; 2] = ["--log", LOG];
 /// So many lines a second that no row but those about the rate meets the limit.
 pub const FAST: [&str; 4] = ["--rate", "100000", "--burst", "100000"];
 

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{FAST, Member, Room, Row, Subject};
+use super::{FAST, LOGGED, Member, Room, Row, Subject};
 use crate::oracle;
 use crate::peer::{End, Peer};
 use crate::server::eventually;
@@ -231,7 +231,7 @@ fn join_storm(subject: &Subject) {
 
 /// What the room heard is what the log holds.
 fn log_order(subject: &Subject) {
-    subject.abused(&FAST, |room| {
+    subject.abused(&[FAST.as_slice(), &LOGGED].concat(), |room| {
         let [mut ann, mut bob, mut eve] = room.gather(["ann", "bob", "eve"]);
         thread::scope(|scope| {
             for sender in [&mut ann, &mut bob] {

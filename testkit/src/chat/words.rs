@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use super::{FAST, Room, Row, Subject};
+use super::{FAST, LOG, Room, Row, Subject};
 use crate::oracle;
 use crate::peer::End;
 use crate::server::eventually;
@@ -74,7 +74,7 @@ fn heard(subject: &Subject, bytes: &[u8], lines: &[&str]) {
 }
 
 fn controls(subject: &Subject) {
-    subject.abused(&["-v"], |room| {
+    subject.abused(&["-v", "--log", LOG], |room| {
         let [mut alice, mut bob] = room.gather(["alice", "bob"]);
         let marks = "\x1b[2J\x1b]0;pwn\x07 \u{202e} \u{200b} \u{9b}2J a\rb \x08\x7f \u{feff}";
         bob.say(marks);

@@ -36,14 +36,17 @@ fn main() -> Result<(), Failed> {
         clients.iter().for_each(|client| readable.insert(client.as_fd()));
         select(None, &mut readable, None, None, None).context("select")?;
 
-        let ready: Vec<bool> = clients.iter().map(|client| readable.contains(client.as_fd())).collect();
+        let ready: Vec<bool> =
+            clients.iter().map(|client| readable.contains(client.as_fd())).collect();
         let knock = readable.contains(listener.as_fd());
         for (speaker, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
             let Some(mut conn) = clients.get(speaker) else { continue };
             // 0 bytes: nothing was said, so there is nothing to do. Until the next round, a microsecond from now.
             let n = conn.read(&mut buffer).unwrap_or(0);
             let said = buffer.get(..n).unwrap_or_default();
-            for (_, mut other) in clients.iter().enumerate().filter(|(receiver, _)| *receiver != speaker) {
+            for (_, mut other) in
+                clients.iter().enumerate().filter(|(receiver, _)| *receiver != speaker)
+            {
                 let _ = other.write_all(said);
             }
         }

@@ -1,8 +1,8 @@
-//! The bug beside its cure: whoever says something awaits each receiver in turn. No queue, no writer task, and with one
-//! reader that has stopped reading the room stands still: its sender waits for ever, and then the next sender.
+//! The bug: one task sends each line, and awaits one receiver after the other. A receiver that does
+//! not read fills its socket, the task waits for it, and no member gets any line any more.
+//! v4-async has a queue and a writer task for each client.
 //!
 //! Run: cargo run -p v4-async --bin naive-await
-//! Cure: the outbox and the writer task of src/main.rs
 
 #![forbid(unsafe_code)]
 
@@ -13,89 +13,90 @@ mod rt;
 #[allow(dead_code)]
 mod trace;
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
 use std::rc::Rc;
-use std::time::Instant;
 
 use anyhow::Context;
-use chat::server::ip;
-use chat::{ClientId, Options, Room, Slow};
 use clap::Parser;
-use common::report::Failed;
-use rt::{AsyncFd, Executor};
+use common::cli::Listen;
+use common::report::{self, Failed};
+use common::sock::listen;
+use rt::{AsyncFd, Executor, Interest, Notify};
 use socket2::Socket;
 
-/// The chat that awaits each receiver: a bug, to be looked at
+/// A chat with a bug: it awaits one receiver after the other
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
-    options: Options,
-}
-
-struct Server {
-    room: RefCell<Room>,
-    clients: RefCell<BTreeMap<ClientId, Rc<AsyncFd<Socket>>>>,
-    last_id: Cell<ClientId>,
+    listen: Listen,
 }
 
 fn main() -> Result<(), Failed> {
-    let Args { options } = Args::parse();
+    let args = Args::parse();
     let executor = Executor::new().context("epoll_create1")?;
-    let room = RefCell::new(options.room(Slow::Grow)?);
-    let server: &'static Server =
-        Box::leak(Box::new(Server { room, clients: RefCell::default(), last_id: Cell::new(0) }));
-    let listener = options.listen()?;
+    let listener = listen(&args.listen, 128)?;
     listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
     let listener = AsyncFd::new(executor, listener).context("epoll_ctl")?;
-    executor
-        .block_on(async move {
-            while let Ok((conn, peer)) = listener.when_ready(Socket::accept).await {
-                if let Ok(conn) = conn.set_nonblocking(true).and_then(|()| AsyncFd::new(executor, conn)) {
-                    let id = server.last_id.get() + 1;
-                    server.last_id.set(id);
-                    server.room.borrow_mut().connect(id, ip(&peer), Instant::now());
-                    executor.spawn(client(server, id, Rc::new(conn)));
-                }
-            }
-        })
-        .context("epoll_wait")?;
+    let room: &'static Room = Box::leak(Box::default());
+    executor.spawn(broadcast(room));
+    report::ready(&listener.io);
+    executor.block_on(accept(executor, room, listener)).context("epoll_wait")??;
     Ok(())
 }
 
-async fn client(server: &'static Server, id: ClientId, conn: Rc<AsyncFd<Socket>>) {
-    server.clients.borrow_mut().insert(id, Rc::clone(&conn));
-    let mut buffer = [0; 1024];
-    while let Ok(n @ 1..) = conn.when_ready(|mut conn| conn.read(&mut buffer)).await {
-        server.room.borrow_mut().receive(id, buffer.get(..n).unwrap_or_default(), Instant::now());
-        server.deliver().await;
-    }
-    server.clients.borrow_mut().remove(&id);
-    server.room.borrow_mut().remove(id, Instant::now());
-    server.deliver().await;
+#[derive(Default)]
+struct Room {
+    clients: RefCell<BTreeMap<u64, Rc<AsyncFd<Socket>>>>,
+    /// The lines that no client has been sent yet, and their senders.
+    lines: RefCell<VecDeque<(u64, Vec<u8>)>>,
+    changed: Notify,
 }
 
-impl Server {
-    /// The bug: what is said goes to one receiver, and when that one has taken it to the next.
-    async fn deliver(&self) {
-        loop {
-            let Some(id) = self.room.borrow_mut().next_changed() else { return };
-            let Some(conn) = self.clients.borrow().get(&id).cloned() else { continue };
-            let Some(bytes) = self.room.borrow().session(id).map(|session| session.pending().to_vec()) else {
-                continue;
-            };
-            if let Some(session) = self.room.borrow_mut().session_mut(id) {
-                session.sent(bytes.len(), Instant::now());
-            }
-            let _ = write_all(&conn, &bytes).await;
+async fn accept(
+    executor: &'static Executor,
+    room: &'static Room,
+    listener: AsyncFd<Socket>,
+) -> Result<(), Failed> {
+    for id in 1.. {
+        let accepted = listener.async_io(Interest::READABLE, Socket::accept).await;
+        let (conn, _) = accepted.context("accept")?;
+        conn.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
+        let conn = Rc::new(AsyncFd::new(executor, conn).context("epoll_ctl")?);
+        room.clients.borrow_mut().insert(id, Rc::clone(&conn));
+        executor.spawn(read(room, id, conn));
+    }
+    Ok(())
+}
+
+async fn read(room: &'static Room, id: u64, conn: Rc<AsyncFd<Socket>>) {
+    let mut buffer = [0; 1024];
+    while let Ok(n @ 1..) = conn.async_io(Interest::READABLE, |mut c| c.read(&mut buffer)).await {
+        let bytes = buffer.get(..n).unwrap_or_default().to_vec();
+        room.lines.borrow_mut().push_back((id, bytes));
+        room.changed.notify_all();
+    }
+    room.clients.borrow_mut().remove(&id);
+}
+
+async fn broadcast(room: &'static Room) {
+    loop {
+        let Some((sender, line)) = room.lines.borrow_mut().pop_front() else {
+            room.changed.notified().await;
+            continue;
+        };
+        let receivers: Vec<_> = room.clients.borrow().clone().into_iter().collect();
+        for (_, conn) in receivers.iter().filter(|(id, _)| *id != sender) {
+            // The wrong await: until this receiver has space, all the others wait too.
+            let _ = write_all(conn, &line).await;
         }
     }
 }
 
 async fn write_all(conn: &AsyncFd<Socket>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        let n = conn.when_ready(|conn| conn.send(bytes)).await?;
+        let n = conn.async_io(Interest::WRITABLE, |conn| conn.send(bytes)).await?;
         bytes = bytes.get(n..).unwrap_or_default();
     }
     Ok(())

@@ -16,12 +16,12 @@ fn pair(rt: &'static Executor) -> (AsyncFd<UnixStream>, AsyncFd<UnixStream>) {
 
 async fn byte(fd: &AsyncFd<UnixStream>) -> Option<u8> {
     let mut byte = [0];
-    let n = fd.when_ready(|mut stream| stream.read(&mut byte)).await.unwrap();
+    let n = fd.async_io(Interest::READABLE, |mut stream| stream.read(&mut byte)).await.unwrap();
     (n == 1).then_some(byte[0])
 }
 
 async fn say(fd: &AsyncFd<UnixStream>, byte: u8) {
-    fd.when_ready(|mut stream| stream.write(&[byte])).await.unwrap();
+    fd.async_io(Interest::WRITABLE, |mut stream| stream.write(&[byte])).await.unwrap();
 }
 
 fn in_ms(ms: u64) -> Instant {
@@ -45,7 +45,10 @@ fn a_notice_wakes_all_who_wait() {
         rt.sleep_until(in_ms(1)).await;
         changed.notify_all();
         rt.sleep_until(in_ms(1)).await;
-        assert!(rt.timeout_at(in_ms(5), changed.notified()).await.is_none(), "an old notice");
+        assert!(
+            rt.sleep().timeout_at(in_ms(5), changed.notified()).await.is_none(),
+            "an old notice"
+        );
     })
     .unwrap();
     assert_eq!(*seen.borrow(), [0, 1, 2]);
@@ -85,7 +88,7 @@ fn timers_fire_in_their_order_and_leave_with_their_future() {
                 order.borrow_mut().push(ms);
             });
         }
-        assert_eq!(rt.timeout_at(in_ms(3_600_000), async { 5 }).await, Some(5));
+        assert_eq!(rt.sleep().timeout_at(in_ms(3_600_000), async { 5 }).await, Some(5));
         rt.sleep_until(start + Duration::from_millis(31)).await;
         rt.sleep_until(in_ms(1)).await;
         assert!(rt.timer.wakers.borrow().is_empty(), "a timer outlives its future");
@@ -153,8 +156,11 @@ fn eight_hundred_tasks_at_once() {
     let rt = Executor::new().unwrap();
     let pairs: Vec<_> = (0..400).map(|_| pair(rt)).collect();
     let sum = rt.block_on(async move {
-        let (sum, left, done) =
-            (Rc::new(Cell::new(0_u64)), Rc::new(Cell::new(pairs.len())), Rc::new(Notify::default()));
+        let (sum, left, done) = (
+            Rc::new(Cell::new(0_u64)),
+            Rc::new(Cell::new(pairs.len())),
+            Rc::new(Notify::default()),
+        );
         for (a, b) in pairs {
             rt.spawn(async move {
                 while let Some(n) = byte(&b).await {
@@ -178,5 +184,5 @@ fn eight_hundred_tasks_at_once() {
         sum.get()
     });
     assert_eq!(sum.unwrap(), 400 * 190);
-    assert!(rt.reactor.parked.borrow().len() <= 800);
+    assert!(rt.reactor.sources.borrow().len() <= 800);
 }
