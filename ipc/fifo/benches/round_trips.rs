@@ -113,7 +113,11 @@ fn compared(ways: &mut [(&'static str, Ask)]) -> String {
     let rate = |spent: &Duration| (ROUNDS * A_ROUND) as f64 / spent.as_secs_f64();
     let first = rate(&spent[0]);
     let lines = ways.iter().zip(&spent).map(|((name, _), spent)| {
-        format!("{name:38} {:>8.0} round trips/s {:>6.2} times the first", rate(spent), rate(spent) / first)
+        format!(
+            "{name:38} {:>8.0} round trips/s {:>6.2} times the first",
+            rate(spent),
+            rate(spent) / first
+        )
     });
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -1,20 +1,33 @@
 //! The service itself: random numbers, and the answer to a question. No descriptor, no pid.
 
-use crate::record::{Answer, MAX_N, Nonce, Status};
+use anyhow::{Context, Result};
 
-/// A generator of numbers from 1 to 100 (SplitMix64). It is no secret-keeper: whoever sees some can work out the rest.
+use crate::record::{Answer, MAX_N, Nonce, Status, random_nonce};
+
+/// A generator of numbers from 1 to 100 (SplitMix64). It is not for secrets: the next numbers can
+/// be calculated from the ones before.
 #[derive(Debug)]
 pub struct Numbers(u64);
 
 impl Numbers {
-    /// The same seed, the same numbers.
+    /// A generator with this seed, or with a random one.
+    ///
+    /// # Errors
+    /// The errors of getrandom(2).
+    pub fn seeded(seed: Option<u64>) -> Result<Self> {
+        let random = || random_nonce().map(|nonce| u128::from_le_bytes(nonce) as u64);
+        Ok(Self::new(seed.map_or_else(random, Ok).context("getrandom")?))
+    }
+
+    /// A generator. The same seed gives the same numbers.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Each as often as the others: what would favor the low numbers is thrown again.
-    pub fn roll(&mut self) -> i32 {
+    /// The next number. All are equally likely: a value from the incomplete last hundred, which
+    /// would make low numbers more likely, is not used.
+    pub fn next_number(&mut self) -> i32 {
         loop {
             self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut z = self.0;
@@ -27,11 +40,15 @@ impl Numbers {
         }
     }
 
-    /// Every question gets exactly one answer; one that asks for too many or too few is told so.
+    /// The answer to a question: `n` numbers, or an error if `n` is not in `1..=MAX_N`.
     pub fn answer(&mut self, nonce: Nonce, n: i32) -> Answer {
         match (1..=MAX_N).contains(&n) {
-            true => Answer { nonce, status: Status::Ok, values: (0..n).map(|_| self.roll()).collect() },
-            false => Answer { nonce, status: Status::Range, values: Vec::new() },
+            true => Answer {
+                nonce,
+                status: Status::Ok,
+                values: (0..n).map(|_| self.next_number()).collect(),
+            },
+            false => Answer::error(nonce, Status::Range),
         }
     }
 }
@@ -42,10 +59,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_to_a_hundred_each_as_often() {
+    fn all_numbers_from_1_to_100_are_equally_likely() {
         let (mut numbers, mut seen) = (Numbers::new(1), vec![0u32; 101]);
-        (0..100_000).for_each(|_| seen[numbers.roll() as usize] += 1);
-        assert!(seen[0] == 0 && seen[1..].iter().all(|times| (800..1200).contains(times)), "{seen:?}");
+        (0..100_000).for_each(|_| seen[numbers.next_number() as usize] += 1);
+        assert!(
+            seen[0] == 0 && seen[1..].iter().all(|times| (800..1200).contains(times)),
+            "{seen:?}"
+        );
         assert_eq!(Numbers::new(7).answer([0; 16], 5), Numbers::new(7).answer([0; 16], 5));
     }
 }

@@ -1,37 +1,61 @@
-//! The records on the pipes: fixed, little-endian, shorter than `PIPE_BUF`, so that one write is one whole record.
+//! The records in the FIFOs: of fixed form, little-endian, and shorter than PIPE_BUF, so that one
+//! write is one whole record.
 
-/// Bytes of a question. A write of at most `PIPE_BUF` (4096) bytes is atomic: two clients never interleave.
+use std::io;
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+/// Bytes of a question. A write of at most PIPE_BUF (4096) bytes is atomic: the questions of two
+/// clients do not mix.
 pub const QUESTION: usize = 36;
 /// Bytes of an answer before its numbers.
 pub const HEAD: usize = 24;
-/// The most numbers one question may ask for.
+/// The largest number of values that one question may ask for.
 pub const MAX_N: i32 = 100;
 const ASK: [u8; 4] = *b"FQ01";
 const ANSWER: [u8; 4] = *b"FR01";
 const VERSION: u16 = 1;
 
-/// What ties an answer to its question, and names the reply FIFO.
+/// 16 random bytes that connect an answer with its question. They also name the reply FIFO.
 pub type Nonce = [u8; 16];
+
+/// A nonce that no other process can guess.
+///
+/// # Errors
+/// The errors of getrandom(2).
+pub fn random_nonce() -> io::Result<Nonce> {
+    let mut bytes = [0u8; 16];
+    // SAFETY: the pointer and the length are those of the array.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == 16 { Ok(bytes) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The nonce as text, as the name of the reply FIFO has it.
+#[must_use]
+pub fn hex(nonce: &Nonce) -> String {
+    nonce.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// A client's request for `n` random numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
     /// Chosen at random by the client.
     pub nonce: Nonce,
-    /// How many numbers; a good one is in `1..=MAX_N`.
+    /// How many numbers: `1..=MAX_N`, or the answer is an error.
     pub n: i32,
-    /// Who asks, by its own account: a FIFO carries no credentials.
+    /// The pid of the client, as the client claims: a FIFO carries no credentials.
     pub pid: i32,
 }
 
 /// How a question was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Status {
     /// The numbers follow.
     Ok,
     /// `n` is not in `1..=MAX_N`.
     Range,
-    /// The pid is not one the server would ever signal.
+    /// The pid is not positive, or is 1: no client has such a pid.
     Pid,
 }
 
@@ -40,15 +64,17 @@ pub enum Status {
 pub struct Answer {
     /// The question's nonce.
     pub nonce: Nonce,
-    /// Good, or why not.
+    /// Success, or the reason of the failure.
     pub status: Status,
-    /// The numbers; none where the status is an error.
+    /// The numbers; empty if the status is an error.
     pub values: Vec<i32>,
 }
 
-/// FNV-1a: it finds a record cut short, whose tail is the head of the next; it is no defence against malice.
+/// FNV-1a. It finds a record that was cut short and whose end is the beginning of the next record.
+/// It does not stop a client that forges records.
 fn checksum(bytes: &[u8]) -> [u8; 4] {
-    let hash = bytes.iter().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193));
+    let hash =
+        bytes.iter().fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193));
     hash.to_le_bytes()
 }
 
@@ -57,6 +83,14 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 impl Question {
+    /// A question of this process, with a new nonce.
+    ///
+    /// # Errors
+    /// The errors of getrandom(2).
+    pub fn new(n: i32) -> io::Result<Self> {
+        Ok(Self { nonce: random_nonce()?, n, pid: std::process::id() as i32 })
+    }
+
     /// The bytes to write, in one call.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -70,7 +104,7 @@ impl Question {
         out
     }
 
-    /// The question in exactly these bytes, if it is one.
+    /// Parses exactly one question. None: these bytes are not a question.
     #[must_use]
     pub fn from_bytes(b: &[u8]) -> Option<Self> {
         let good = b.len() == QUESTION
@@ -78,13 +112,35 @@ impl Question {
             && u16::from_le_bytes(array(b, 4)?) == VERSION
             && usize::from(u16::from_le_bytes(array(b, 6)?)) == QUESTION
             && checksum(b.get(..QUESTION - 4)?) == array(b, QUESTION - 4)?;
-        let (nonce, n, pid) = (array(b, 8)?, i32::from_le_bytes(array(b, 24)?), i32::from_le_bytes(array(b, 28)?));
+        let (nonce, n, pid) =
+            (array(b, 8)?, i32::from_le_bytes(array(b, 24)?), i32::from_le_bytes(array(b, 28)?));
         good.then_some(Self { nonce, n, pid })
     }
 }
 
 impl Answer {
-    /// The bytes to write; only the numbers meant, never the rest of a buffer.
+    /// An answer without numbers.
+    #[must_use]
+    pub fn error(nonce: Nonce, status: Status) -> Self {
+        Self { nonce, status, values: Vec::new() }
+    }
+
+    /// Checks that this answer can be the answer to `question`. Over TCP the server may be
+    /// anybody's.
+    ///
+    /// # Errors
+    /// Another nonce, another number of values than asked for, or a value that is not in 1..=100.
+    pub fn check(&self, question: &Question) -> Result<()> {
+        ensure!(self.nonce == question.nonce, "this is the answer to another client's question");
+        let wanted = if self.status == Status::Ok { question.n } else { 0 };
+        let (got, is_wanted) = (self.values.len(), |n: usize| i32::try_from(n) == Ok(wanted));
+        ensure!(is_wanted(got), "the answer has {got} numbers instead of {wanted}");
+        let wrong = self.values.iter().find(|value| !(1..=100).contains(*value));
+        ensure!(wrong.is_none(), "the answer has a number that is not in 1..=100");
+        Ok(())
+    }
+
+    /// The bytes to write: as many as the numbers need, and no unused rest of a buffer.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = ANSWER.to_vec();
@@ -102,7 +158,7 @@ impl Answer {
         out
     }
 
-    /// The answer in exactly these bytes, if it is one.
+    /// Parses exactly one answer. None: these bytes are not an answer.
     #[must_use]
     pub fn from_bytes(b: &[u8]) -> Option<Self> {
         let status = match u16::from_le_bytes(array(b, 4)?) {
@@ -113,17 +169,18 @@ impl Answer {
         };
         let count = usize::from(u16::from_le_bytes(array(b, 6)?));
         let body = b.get(HEAD..)?;
-        let values: Vec<i32> = body.as_chunks::<4>().0.iter().map(|v| i32::from_le_bytes(*v)).collect();
+        let values: Vec<i32> =
+            body.as_chunks::<4>().0.iter().map(|v| i32::from_le_bytes(*v)).collect();
         let good = array(b, 0)? == ANSWER && body.len() == count * 4;
         Some(Self { nonce: array(b, 8)?, status, values }).filter(|_| good)
     }
 }
 
-/// Finds the questions in what is read from the FIFO, whatever lies between them.
+/// Finds the questions in the bytes that are read, and skips the bytes between them.
 #[derive(Debug, Default)]
 pub struct Decoder {
     held: Vec<u8>,
-    /// Bytes that were no part of a question.
+    /// How many bytes were not part of a question.
     pub junk: u64,
 }
 
@@ -133,13 +190,14 @@ impl Decoder {
         self.held.extend_from_slice(bytes);
     }
 
-    /// True where no part of a question waits for the rest of it.
+    /// True if no part of a question waits for its rest.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
-    /// The next whole question. A record that does not check costs one byte, not its length: the next may begin in it.
+    /// The next whole question. If the record at some byte is wrong, only this byte is skipped: the
+    /// next question may begin inside the wrong record.
     pub fn next_question(&mut self) -> Option<Question> {
         let mut at = 0;
         let mut found = None;
@@ -166,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_cut_at_any_byte_does_not_take_the_next_with_it() {
+    fn a_record_cut_at_any_byte_does_not_hide_the_next_record() {
         let good = Question { nonce: [7; 16], n: 5, pid: 4321 };
         for cut in 0..QUESTION {
             let mut decoder = Decoder::default();
@@ -179,10 +237,23 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_comes_back_as_it_went() {
+    fn an_answer_survives_encoding_and_decoding() {
         let answer = Answer { nonce: [9; 16], status: Status::Ok, values: (1..=MAX_N).collect() };
         assert_eq!(Answer::from_bytes(&answer.to_bytes()), Some(answer.clone()));
         assert_eq!(Answer::from_bytes(&answer.to_bytes()[..40]), None);
         assert!(answer.to_bytes().len() <= libc::PIPE_BUF);
+    }
+
+    #[test]
+    fn an_answer_with_another_nonce_count_or_range_is_rejected() {
+        let question = Question { nonce: [9; 16], n: 2, pid: 4321 };
+        let answer = |nonce: u8, status, values: &[i32]| {
+            Answer { nonce: [nonce; 16], status, values: values.to_vec() }.check(&question).is_ok()
+        };
+        assert!(answer(9, Status::Ok, &[1, 100]) && answer(9, Status::Range, &[]));
+        assert!(!answer(8, Status::Ok, &[1, 100]) && !answer(9, Status::Range, &[1, 100]));
+        for values in [&[][..], &[1], &[1, 2, 3], &[0, 1], &[1, 101], &[i32::MAX, i32::MAX]] {
+            assert!(!answer(9, Status::Ok, values), "{values:?}");
+        }
     }
 }

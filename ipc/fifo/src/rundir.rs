@@ -1,56 +1,96 @@
-//! The private directory the names live in, and who owns it.
+//! The server's private directory: who owns it, the names in it, and how a FIFO in it is opened.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, OFlag, open};
 use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
-use crate::record::Nonce;
-use crate::sys::my_uid;
+use crate::record::{Nonce, hex};
 
-/// A client looks for a server by trying the lock, and holds it for an instant: so often it is tried again.
-const TRIES: u32 = 10;
-const TRY_AGAIN: Duration = Duration::from_millis(10);
-/// A reply FIFO so old, of a client that is gone, is of no use to anybody.
+/// A client holds the lock for a moment while it looks for a server, so the server tries again.
+const LOCK_TRIES: u32 = 10;
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
+/// A reply FIFO of a dead client is removed when it is older than this.
 const STALE: Duration = Duration::from_secs(10);
+/// The directory is searched for stale reply FIFOs at most once in this interval.
+const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// `$XDG_RUNTIME_DIR/fifo-demo`, or one under /tmp that carries the user's number.
+/// The user this process acts for.
+#[must_use]
+pub fn my_uid() -> u32 {
+    // SAFETY: geteuid takes no argument and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// `$XDG_RUNTIME_DIR/fifo-demo`, or a directory in /tmp with the user's number in its name.
 #[must_use]
 pub fn default_dir() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
+    // The XDG specification: a program ignores a path that is empty or relative.
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| Path::new(dir).is_absolute()) {
         Some(dir) => Path::new(&dir).join("fifo-demo"),
         None => std::env::temp_dir().join(format!("fifo-demo-{}", my_uid())),
     }
 }
 
-/// The name of a client's reply FIFO: built from numbers, so that no client can name a path.
+/// The name of a client's reply FIFO. It consists of numbers, so a client cannot choose a path.
 #[must_use]
 pub fn reply_path(dir: &Path, pid: i32, nonce: &Nonce) -> PathBuf {
-    let hex: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
-    dir.join(format!("reply.{pid}.{hex}"))
+    dir.join(format!("reply.{pid}.{}", hex(nonce)))
 }
 
-/// The server's hold on the directory. Dropped, it removes every name it made.
+/// Makes a FIFO that only its owner can open.
+///
+/// # Errors
+/// The errors of mkfifo(3); EEXIST if the name is in use.
+pub fn make_fifo(path: &Path) -> Result<()> {
+    mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)
+        .with_context(|| format!("mkfifo {}", path.display()))
+}
+
+/// Opens a FIFO without waiting for the other end (O_NONBLOCK) and without following a symbolic
+/// link (O_NOFOLLOW). `access` is O_RDONLY, O_WRONLY or O_RDWR.
+///
+/// # Errors
+/// ENXIO for O_WRONLY if no process has the FIFO open for reading. `InvalidInput` if the file is
+/// not a FIFO, belongs to another user, or is open to other users.
+pub fn open_fifo(path: &Path, access: OFlag) -> io::Result<File> {
+    let flags = access | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    // Checked after open: the file cannot be replaced by another one any more.
+    let meta = file.metadata()?;
+    let is_private =
+        meta.file_type().is_fifo() && meta.uid() == my_uid() && meta.mode() & 0o077 == 0;
+    match is_private {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a private FIFO of ours")),
+    }
+}
+
+/// The directory while the server owns it. Drop removes every name that the server made.
 #[derive(Debug)]
 pub struct RunDir {
-    /// Where it is.
+    /// The path.
     pub dir: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
+    scanned: Instant,
 }
 
 impl RunDir {
-    /// Makes or takes over the directory; the FIFOs of a dead server are removed by the new holder of the lock.
+    /// Creates the directory, or takes it over from a server that has died: the kernel has released
+    /// its lock, and the new owner removes its FIFOs. Then it makes the request FIFO.
     ///
     /// # Errors
-    /// Where another server holds it, or it is not a private directory of ours.
+    /// Another server owns the directory, or the directory is not private.
     pub fn claim(dir: &Path) -> Result<Self> {
         DirBuilder::new()
             .recursive(true)
@@ -58,75 +98,103 @@ impl RunDir {
             .create(dir)
             .with_context(|| format!("mkdir {}", dir.display()))?;
         let meta = fs::symlink_metadata(dir).with_context(|| format!("stat {}", dir.display()))?;
-        let private = meta.is_dir() && meta.uid() == my_uid() && meta.mode() & 0o077 == 0;
-        ensure!(private, "{}: not a directory of mode 0700 that is ours", dir.display());
+        let is_private = meta.is_dir() && meta.uid() == my_uid() && meta.mode() & 0o077 == 0;
+        ensure!(is_private, "{}: not a directory of mode 0700 that is ours", dir.display());
         let path = dir.join("lock");
         let mut how = OpenOptions::new();
-        how.create(true).truncate(false).read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let file = how.open(&path).with_context(|| format!("open {}", path.display()))?;
+        how.create(true).truncate(false).read(true).write(true).mode(0o600);
+        let file = how
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .with_context(|| format!("open {}", path.display()))?;
         let lock = lock(file).map_err(|errno| match errno {
             Errno::EWOULDBLOCK => anyhow!("{}: another server is running here", dir.display()),
             other => anyhow!("flock {}: {other}", path.display()),
         })?;
-        // A server that was ending may have removed the name between our open and our lock.
-        let named =
-            fs::symlink_metadata(&path).is_ok_and(|now| lock.metadata().is_ok_and(|had| had.ino() == now.ino()));
-        ensure!(named, "{}: another server is just ending here; try again", dir.display());
-        let held = Self { dir: dir.to_owned(), _lock: lock };
-        held.sweep();
+        let run = Self { dir: dir.to_owned(), lock, scanned: Instant::now() };
+        // Another server that was ending may have removed the name between our open and our lock.
+        ensure!(run.owns_names(), "{}: another server is ending here; try again", dir.display());
+        run.remove_names();
         let pid = std::process::id().to_string();
         fs::write(&path, pid).with_context(|| format!("write {}", path.display()))?;
-        let req = held.dir.join("req");
-        mkfifo(&req, Mode::S_IRUSR | Mode::S_IWUSR).with_context(|| format!("mkfifo {}", req.display()))?;
-        Ok(held)
+        make_fifo(&run.dir.join("req"))?;
+        Ok(run)
     }
 
-    /// Removes the reply FIFOs of clients that were killed. One that lives removes its own; and one in another pid
-    /// namespace, whose number means nobody here, has had its answer long before its name is stale.
-    pub fn sweep_stale(&self) {
+    /// Prints the ready line, when everything that can fail at the start has succeeded.
+    pub fn report_ready(&self, tcp: Option<SocketAddr>) {
+        let (dir, pid) = (self.dir.display(), std::process::id());
+        let tcp = tcp.map(|addr| format!(", and on {addr}")).unwrap_or_default();
+        let _ = writeln!(io::stdout(), "serving in {dir} as pid {pid}{tcp}");
+    }
+
+    /// Removes the reply FIFOs of clients that were killed. A client that ends by itself removes
+    /// its own. The age is checked too, because the pid of a client in another pid namespace is not
+    /// known here: such a client has had its answer long before its FIFO is stale.
+    pub fn remove_stale(&mut self) {
+        if self.scanned.elapsed() < SCAN_INTERVAL {
+            return;
+        }
+        self.scanned = Instant::now();
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let pid = name.strip_prefix("reply.").and_then(|rest| rest.split('.').next()?.parse().ok());
+            let rest = name.strip_prefix("reply.");
+            let pid = rest.and_then(|rest| rest.split('.').next()?.parse().ok());
             let Some(pid) = pid.filter(|pid| *pid > 1) else { continue };
-            let gone = kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH);
-            let stale = |meta: fs::Metadata| {
-                meta.file_type().is_fifo() && meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STALE))
-            };
-            if gone && fs::symlink_metadata(entry.path()).is_ok_and(stale) {
+            let is_dead = kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH);
+            if is_dead && fs::symlink_metadata(entry.path()).is_ok_and(|meta| is_stale(&meta)) {
                 let _ = fs::remove_file(entry.path());
             }
         }
     }
 
-    /// Removes the FIFOs and sockets with names of ours; a plain file or a link put there is not ours to remove.
-    fn sweep(&self) {
+    /// True if the name `lock` is the file that this server has locked. If something has removed
+    /// the directory, another server may own the path now.
+    fn owns_names(&self) -> bool {
+        let named = fs::symlink_metadata(self.dir.join("lock"));
+        let locked = self.lock.metadata();
+        named.is_ok_and(|named| {
+            locked.is_ok_and(|locked| (named.dev(), named.ino()) == (locked.dev(), locked.ino()))
+        })
+    }
+
+    /// Removes the FIFOs and sockets with names that a server uses. It does not remove a regular
+    /// file or a link with such a name: no server made it.
+    fn remove_names(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let kind = entry.file_type();
-            let ours = kind.is_ok_and(|kind| kind.is_fifo() || kind.is_socket());
-            if ours && (name == "req" || name == "sock" || name.starts_with("reply.")) {
+            let is_made_here = kind.is_ok_and(|kind| kind.is_fifo() || kind.is_socket());
+            if is_made_here && (name == "req" || name == "sock" || name.starts_with("reply.")) {
                 let _ = fs::remove_file(entry.path());
             }
         }
     }
 }
 
+fn is_stale(meta: &fs::Metadata) -> bool {
+    let age = meta.modified().ok().and_then(|modified| modified.elapsed().ok());
+    meta.file_type().is_fifo() && age.is_some_and(|age| age > STALE)
+}
+
 fn lock(mut file: File) -> Result<Flock<File>, Errno> {
-    for _ in 1..TRIES {
+    for _ in 1..LOCK_TRIES {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Err((again, Errno::EWOULDBLOCK)) => file = again,
             done => return done.map_err(|(_, errno)| errno),
         }
-        thread::sleep(TRY_AGAIN);
+        thread::sleep(LOCK_INTERVAL);
     }
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)
 }
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        self.sweep();
-        // The lock's name goes while the lock is still held.
-        let _ = fs::remove_file(self.dir.join("lock"));
-        let _ = fs::remove_dir(&self.dir);
+        if self.owns_names() {
+            self.remove_names();
+            // The name of the lock is removed while this process still holds the lock.
+            let _ = fs::remove_file(self.dir.join("lock"));
+            let _ = fs::remove_dir(&self.dir);
+        }
     }
 }

@@ -37,7 +37,8 @@ fn two_hundred_clients_with_fifty_requests_each() {
 #[test]
 fn ten_thousand_requests_with_signals() {
     let server = Running::start(&["--signals"]);
-    let out = server.ask(&["--signals", "--count", "10000", "-n", "3", "--json", "--deadline", "60000"]);
+    let out =
+        server.ask(&["--signals", "--count", "10000", "-n", "3", "--json", "--deadline", "60000"]);
     assert!(out.status.success(), "{:?}", String::from_utf8_lossy(&out.stderr));
     check(&out, 10_000, 3);
 }
@@ -52,12 +53,17 @@ fn an_answer_is_read_whatever_poll_says_of_the_end() {
     let server = Running::start(&[]);
     // struct pollfd: descriptor, asked for, found. The reply FIFO, and the server's pidfd.
     let pollfd = |found: PollFlags| [&[0; 4][..], &[1, 0], &found.bits().to_ne_bytes()].concat();
-    let lies = [pollfd(PollFlags::POLLHUP), [pollfd(PollFlags::empty()), pollfd(PollFlags::POLLIN)].concat()];
+    let lies = [
+        pollfd(PollFlags::POLLHUP),
+        [pollfd(PollFlags::empty()), pollfd(PollFlags::POLLIN)].concat(),
+    ];
     for lie in lies {
         let bytes: String = lie.iter().map(|byte| format!("{byte:02x}")).collect();
         let inject = format!("inject=poll:poke_exit=@arg1={bytes}");
         let mut command = Command::new("strace");
-        command.args(["-o", "/dev/null", "-e", "trace=poll", "-e", &inject, CLIENT, "--dir"]).arg(&server.dir);
+        command
+            .args(["-o", "/dev/null", "-e", "trace=poll", "-e", &inject, CLIENT, "--dir"])
+            .arg(&server.dir);
         command.args(["--count", "1", "-n", "3", "--json", "--deadline", "60000"]);
         // Stopped, so that the client has to wait for it.
         server.signal(Signal::SIGSTOP);
@@ -99,7 +105,9 @@ fn a_number_out_of_range_is_refused_and_not_met_with_silence() {
 fn junk_never_desynchronizes() {
     let server = Running::start(&[]);
     let mut req = OpenOptions::new().write(true).open(server.dir.join("req")).unwrap();
-    for junk in [vec![0xff; 1], b"FQ0".to_vec(), b"FQ01\x01".to_vec(), vec![b'F'; 37], vec![0xff; 65_536]] {
+    for junk in
+        [vec![0xff; 1], b"FQ0".to_vec(), b"FQ01\x01".to_vec(), vec![b'F'; 37], vec![0xff; 65_536]]
+    {
         req.write_all(&junk).unwrap();
         server.serves();
     }
@@ -122,7 +130,8 @@ fn a_dead_server_leaves_names_that_the_next_takes_over() {
     assert!(server.dir.join("req").exists());
     let out = server.ask(&["--count", "1"]);
     assert_eq!(out.status.code(), Some(1), "{out:?}");
-    let mut again = Command::new(SERVER).arg("--dir").arg(&server.dir).stdout(Stdio::piped()).spawn().unwrap();
+    let mut again =
+        Command::new(SERVER).arg("--dir").arg(&server.dir).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(again.stdout.take().unwrap()).read_line(&mut line).unwrap();
     std::mem::swap(&mut server.child, &mut again);
@@ -145,7 +154,9 @@ fn the_servers_end_is_seen_and_not_waited_out() {
     let mut server = Running::start(&[]);
     server.signal(Signal::SIGSTOP);
     let child = client(&server.dir, &["--count", "1", "--deadline", "600000"]).spawn().unwrap();
-    eventually("the reply FIFO of the client that asks", || (!server.names("reply.").is_empty()).then_some(()));
+    eventually("the reply FIFO of the client that asks", || {
+        (!server.names("reply.").is_empty()).then_some(())
+    });
     server.child.kill().unwrap();
     let out = child.wait_with_output().unwrap();
     assert_eq!(out.status.code(), Some(1));
@@ -161,10 +172,11 @@ fn no_pid_a_client_names_is_signalled() {
     let temp = tempfile::tempdir().unwrap();
     let pids = [0, 1, -1, -5, i32::MIN, i32::MAX, 400, 2, 3, 4, 5, 6, 7, 8];
     let mut records = Vec::new();
-    let mut script = "sleep 60 & A=$!; sleep 60 & B=$!; $SERVER --dir run --signals --events > log & S=$!
-        until [ -p run/req ]; do :; done
+    let mut script =
+        "sleep 60 & A=$!; sleep 60 & B=$!; $SERVER --dir run --signals --events > log & S=$!
+        until [ -p run/req ]; do kill -0 $S || exit 2; done
 "
-    .to_owned();
+        .to_owned();
     for pid in pids {
         let nonce = [pid as u8; 16];
         records.extend(fifo::record::Question { nonce, n: 3, pid }.to_bytes());

@@ -12,11 +12,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fifo::client::hex;
+use fifo::record::hex;
 use fifo::record::{MAX_N, Nonce, QUESTION, Question, Status};
+use fifo::rundir::my_uid;
 use fifo::rundir::reply_path;
-use fifo::sys::my_uid;
 use harness::{CLIENT, Running, SERVER, check, client};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
@@ -49,9 +50,16 @@ fn junk_is_counted_and_told_once_a_second() {
         bytes += junk.len() as u64;
         server.serves();
     }
-    let told = || server.events("junk").iter().map(|junk| junk["bytes"].as_u64().unwrap()).collect::<Vec<_>>();
+    let told = || {
+        server.events("junk").iter().map(|junk| junk["bytes"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
     eventually("all of it told", || (told().iter().sum::<u64>() == bytes).then_some(()));
-    assert!(told().len() as u64 <= start.elapsed().as_secs() + 2, "{:?} in {:?}", told(), start.elapsed());
+    assert!(
+        told().len() as u64 <= start.elapsed().as_secs() + 2,
+        "{:?} in {:?}",
+        told(),
+        start.elapsed()
+    );
     server.finish();
 }
 
@@ -60,23 +68,41 @@ fn without_events_junk_is_one_line_of_stderr() {
     let temp = tempfile::tempdir().unwrap();
     let log = File::create(temp.path().join("log")).unwrap();
     let dir = temp.path().join("run");
-    let mut server = Command::new(SERVER).arg("--dir").arg(&dir).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-    eventually("it serves", || client(&dir, &["--count", "1"]).output().unwrap().status.success().then_some(()));
-    fs::OpenOptions::new().write(true).open(dir.join("req")).unwrap().write_all(b"\x1b[2Jjunk").unwrap();
-    let line =
-        eventually("a line", || Some(fs::read_to_string(temp.path().join("log")).unwrap()).filter(|l| !l.is_empty()));
+    let mut server = Command::new(SERVER)
+        .arg("--dir")
+        .arg(&dir)
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    eventually("it serves", || {
+        client(&dir, &["--count", "1"]).output().unwrap().status.success().then_some(())
+    });
+    fs::OpenOptions::new()
+        .write(true)
+        .open(dir.join("req"))
+        .unwrap()
+        .write_all(b"\x1b[2Jjunk")
+        .unwrap();
+    let line = eventually("a line", || {
+        Some(fs::read_to_string(temp.path().join("log")).unwrap()).filter(|l| !l.is_empty())
+    });
     server.kill().unwrap();
     server.wait().unwrap();
-    assert_eq!(line, "fifo-server: 8 bytes that are no question\n");
+    assert_eq!(line, "WARN 8 bytes that are not a question\n");
 }
 
 /// P6: what would be a path stays a number.
 #[test]
 fn a_nonce_cannot_name_a_path() {
     let server = Running::start(&["--events"]);
-    for nonce in
-        [*b"/../../../../etc", *b"..\0/\0\0\0\0\0\0\0\0\0\0\0\0", [0; 16], [0xff; 16], *b"%s%n\n\x1b[2J\x07;id|&x"]
-    {
+    for nonce in [
+        *b"/../../../../etc",
+        *b"..\0/\0\0\0\0\0\0\0\0\0\0\0\0",
+        [0; 16],
+        [0xff; 16],
+        *b"%s%n\n\x1b[2J\x07;id|&x",
+    ] {
         let mut raw = server.raw(nonce);
         assert!(raw.path.parent() == Some(&server.dir));
         server.write_req(&raw.question.to_bytes());
@@ -107,7 +133,7 @@ fn what_is_planted_in_a_reply_fifos_place_is_dropped() {
     let elsewhere = tempfile::tempdir().unwrap();
     let theirs = elsewhere.path().join("theirs");
     mkfifo_600(&theirs);
-    let mut reader = fifo::sys::open_fifo(&theirs, true, false).unwrap();
+    let mut reader = fifo::rundir::open_fifo(&theirs, OFlag::O_RDONLY).unwrap();
     fs::write(elsewhere.path().join("file"), "precious").unwrap();
     let cases: [(&str, Plant); 6] = [
         ("No such file", &|_| ()),
@@ -203,7 +229,10 @@ fn what_is_planted_in_the_servers_place() {
         plant(&dir);
         let out = Command::new(SERVER).arg("--dir").arg(&dir).output().unwrap();
         let error = String::from_utf8(out.stderr).unwrap();
-        assert!(out.status.code() == Some(1) && error.contains(why) && error.lines().count() == 1, "{why}: {error}");
+        assert!(
+            out.status.code() == Some(1) && error.contains(why) && error.lines().count() == 1,
+            "{why}: {error}"
+        );
         assert!(error.contains(dir.to_str().unwrap()), "names what it is about: {error}");
         for name in ["req", "sock"].map(|name| dir.join(name)) {
             assert!(!name.is_file() || name.is_symlink() || fs::read(name).unwrap() == b"precious");
@@ -230,12 +259,23 @@ fn a_directory_of_another_user_is_refused() {
         chown(&dir, Some(NOBODY), None).unwrap();
     } else if testkit::tools::have("strace", "a_directory_of_another_user_is_refused") {
         command = Command::new("strace");
-        command.args(["-o", "/dev/null", "-e", "trace=geteuid", "-e", "inject=geteuid:retval=1", SERVER]);
+        command.args([
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=geteuid",
+            "-e",
+            "inject=geteuid:retval=1",
+            SERVER,
+        ]);
     } else {
         return;
     }
     let out = command.arg("--dir").arg(&dir).output().unwrap();
-    assert!(out.status.code() == Some(1) && String::from_utf8_lossy(&out.stderr).contains("ours"), "{out:?}");
+    assert!(
+        out.status.code() == Some(1) && String::from_utf8_lossy(&out.stderr).contains("ours"),
+        "{out:?}"
+    );
 }
 
 /// G7: a client that asks and never reads. Its pipe takes 64 KiB, and then the answers are dropped whole.
@@ -262,7 +302,10 @@ fn a_reply_fifo_that_is_never_read() {
 #[test]
 fn a_stopped_client_holds_nobody_up() {
     let server = Running::start(&["--signals", "--events"]);
-    let stopped = client(&server.dir, &["--signals", "--count", "500", "--json", "-n", "9", "--deadline", "60000"]);
+    let stopped = client(
+        &server.dir,
+        &["--signals", "--count", "500", "--json", "-n", "9", "--deadline", "60000"],
+    );
     let stopped = { stopped }.spawn().unwrap();
     let pid = Pid::from_raw(stopped.id() as i32);
     server.wait_event("ack", |ack| ack["pid"] == stopped.id());
@@ -279,7 +322,9 @@ fn a_stopped_client_holds_nobody_up() {
 #[test]
 fn two_clients_with_a_thousand_questions_each() {
     let server = Running::start(&[]);
-    let run = |n: &str| client(&server.dir, &["--count", "1000", "--json", "--deadline", "60000", "-n", n]).spawn();
+    let run = |n: &str| {
+        client(&server.dir, &["--count", "1000", "--json", "--deadline", "60000", "-n", n]).spawn()
+    };
     let (a, b) = (run("10").unwrap(), run("20").unwrap());
     let b = std::thread::spawn(move || b.wait_with_output().unwrap());
     check(&a.wait_with_output().unwrap(), 1000, 10);
@@ -294,7 +339,11 @@ fn out_of_descriptors_it_neither_spins_nor_ends() {
     server.serves();
     let open = procs::descriptors(server.pid()).len() as u64;
     let old = procs::limit_descriptors(server.pid(), open);
-    let waits = client(&server.dir, &["--unix", "--count", "1", "--json", "-n", "4", "--deadline", "60000"]).spawn();
+    let waits = client(
+        &server.dir,
+        &["--unix", "--count", "1", "--json", "-n", "4", "--deadline", "60000"],
+    )
+    .spawn();
     let (start, before) = (Instant::now(), procs::cpu_ns(server.pid()));
     eventually("half a second", || (start.elapsed() > Duration::from_millis(500)).then_some(()));
     let used = Duration::from_nanos(procs::cpu_ns(server.pid()) - before);
@@ -327,10 +376,19 @@ fn dribble(mut stream: impl Write) -> usize {
 
 #[test]
 fn a_connection_that_says_nothing_or_half_is_closed() {
-    let server = Running::start(&["--line-timeout", "400", "--idle-timeout", "900", "--tcp", "0", "--events"]);
+    let server = Running::start(&[
+        "--line-timeout",
+        "400",
+        "--idle-timeout",
+        "900",
+        "--tcp",
+        "0",
+        "--events",
+    ]);
     let path = server.dir.join("sock");
     let tcp = server.ready.trim().split_once("and on ").unwrap().1.to_owned();
-    let (unix, tcp) = (|| UnixStream::connect(&path).unwrap(), || TcpStream::connect(&tcp).unwrap());
+    let (unix, tcp) =
+        (|| UnixStream::connect(&path).unwrap(), || TcpStream::connect(&tcp).unwrap());
     assert_eq!(read_all(unix()), b"");
     assert_eq!(read_all(tcp()), b"");
     assert!(dribble(unix()) < QUESTION - 1, "the bytes do not wind the clock up again");
@@ -356,7 +414,11 @@ fn a_full_house_of_silent_connections() {
     let (path, before) = (server.dir.join("sock"), open());
     let silent: Vec<_> = (0..64).map(|_| UnixStream::connect(&path).unwrap()).collect();
     eventually("all are accepted", || (open() == before + 64).then_some(()));
-    let next = client(&server.dir, &["--unix", "--count", "1", "--json", "-n", "4", "--deadline", "60000"]).spawn();
+    let next = client(
+        &server.dir,
+        &["--unix", "--count", "1", "--json", "-n", "4", "--deadline", "60000"],
+    )
+    .spawn();
     server.serves();
     check(&next.unwrap().wait_with_output().unwrap(), 1, 4);
     drop(silent);
@@ -370,7 +432,9 @@ fn what_is_no_question_ends_a_connection() {
     let question = Question { nonce: [2; 16], n: 3, pid: me() }.to_bytes();
     let mut wrong = question.clone();
     wrong[30] ^= 1;
-    for junk in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4000], &wrong, &[&question[..], b"x"].concat()] {
+    for junk in
+        [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4000], &wrong, &[&question[..], b"x"].concat()]
+    {
         let mut stream = UnixStream::connect(server.dir.join("sock")).unwrap();
         stream.write_all(junk).unwrap();
         let answered = if junk.starts_with(&question) { 24 + 3 * 4 } else { 0 };
@@ -394,18 +458,31 @@ fn what_is_no_question_ends_a_connection() {
 fn the_tcp_twin_answers_too() {
     let server = Running::start(&["--tcp", "0"]);
     let addr = server.ready.trim().split_once("and on ").unwrap().1.to_owned();
-    let run = |args: &[&str]| Command::new(CLIENT).args(["--tcp", &addr]).args(args).output().unwrap();
+    let run =
+        |args: &[&str]| Command::new(CLIENT).args(["--tcp", &addr]).args(args).output().unwrap();
     check(&run(&["--count", "20", "-n", "100", "--json"]), 20, 100);
     let out = run(&["--count", "1", "-n", "101"]);
-    assert!(out.status.code() == Some(1) && String::from_utf8_lossy(&out.stderr).contains("1..=100"), "{out:?}");
+    assert!(
+        out.status.code() == Some(1) && String::from_utf8_lossy(&out.stderr).contains("1..=100"),
+        "{out:?}"
+    );
     assert_eq!(run(&["--unix"]).status.code(), Some(2));
     // A port that is taken is one line.
     let port = addr.rsplit(':').next().unwrap();
     let other = tempfile::tempdir().unwrap();
-    let out = Command::new(SERVER).arg("--dir").arg(other.path().join("x")).args(["--tcp", port]).output().unwrap();
+    let out = Command::new(SERVER)
+        .arg("--dir")
+        .arg(other.path().join("x"))
+        .args(["--tcp", port])
+        .output()
+        .unwrap();
     let error = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.code() == Some(1) && error.contains("Address already in use"), "{error}");
-    assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0, "nothing is left of the one that could not start");
+    assert_eq!(
+        fs::read_dir(other.path()).unwrap().count(),
+        0,
+        "nothing is left of the one that could not start"
+    );
     server.finish();
 }
 

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use harness::{CLIENT, Running};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
@@ -27,26 +28,43 @@ impl Held {
         let inject = format!("inject={inject}=60000000:when=1");
         let mut command = Command::new("strace");
         command.args(["-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject]);
-        command.arg(CLIENT).arg("--dir").arg(&server.dir).args(["--count", "1", "--deadline", "60000"]).args(args);
-        let strace = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        command
+            .arg(CLIENT)
+            .arg("--dir")
+            .arg(&server.dir)
+            .args(["--count", "1", "--deadline", "60000"])
+            .args(args);
+        let strace = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let children = format!("/proc/{0}/task/{0}/children", strace.id());
         let pid = eventually("the client runs", || {
-            let pid: i32 = fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()?;
-            fs::read_link(format!("/proc/{pid}/exe")).ok().filter(|exe| exe.ends_with("fifo-client")).map(|_| pid)
+            let pid: i32 =
+                fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()?;
+            fs::read_link(format!("/proc/{pid}/exe"))
+                .ok()
+                .filter(|exe| exe.ends_with("fifo-client"))
+                .map(|_| pid)
         });
         Held { strace, pid }
     }
 
     /// It has its reply FIFO open.
     fn wait_open(&self) {
-        let open = || procs::descriptors(self.pid).values().any(|target| target.contains("/reply."));
+        let open =
+            || procs::descriptors(self.pid).values().any(|target| target.contains("/reply."));
         eventually("the reply FIFO is open", || open().then_some(()));
     }
 
     fn kill(self) {
         let pid = self.pid;
         drop(self);
-        eventually("the client is dead", || procs::thread_states(pid).iter().all(|state| *state == 'Z').then_some(()));
+        eventually("the client is dead", || {
+            procs::thread_states(pid).iter().all(|state| *state == 'Z').then_some(())
+        });
     }
 }
 
@@ -64,10 +82,12 @@ fn swept(server: &Running) {
     let [name] = &server.names("reply.")[..] else { panic!("{:?}", server.names("reply.")) };
     server.serves();
     assert_eq!(server.names("reply."), [name.as_str()], "not yet");
-    let hour_ago = (SystemTime::now() - Duration::from_secs(3600)).duration_since(UNIX_EPOCH).unwrap();
+    let hour_ago =
+        (SystemTime::now() - Duration::from_secs(3600)).duration_since(UNIX_EPOCH).unwrap();
     let hour_ago = TimeSpec::from_duration(hour_ago);
     let path = server.dir.join(name);
-    utimensat(nix::fcntl::AT_FDCWD, &path, &hour_ago, &hour_ago, UtimensatFlags::NoFollowSymlink).unwrap();
+    utimensat(nix::fcntl::AT_FDCWD, &path, &hour_ago, &hour_ago, UtimensatFlags::NoFollowSymlink)
+        .unwrap();
     eventually("swept", || {
         server.serves();
         server.names("reply.").is_empty().then_some(())
@@ -112,8 +132,10 @@ fn point_3_after_writing_the_request() {
     server.signal(Signal::SIGSTOP);
     let client = Held::start(&server, "write:delay_exit", &[]);
     client.wait_open();
-    let req = fifo::sys::open_fifo(&server.dir.join("req"), true, false).unwrap();
-    eventually("the request is in the FIFO", || (waiting(&req) == fifo::record::QUESTION).then_some(()));
+    let req = fifo::rundir::open_fifo(&server.dir.join("req"), OFlag::O_RDONLY).unwrap();
+    eventually("the request is in the FIFO", || {
+        (waiting(&req) == fifo::record::QUESTION).then_some(())
+    });
     client.kill();
     server.signal(Signal::SIGCONT);
     let dropped = server.wait_event("dropped", |_| true);

@@ -1,5 +1,11 @@
 //! The three mistakes, seen: each test is run on the naive program, which fails it, and on the right one.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr
+)]
 
 mod harness;
 
@@ -47,7 +53,10 @@ fn woken_in_the_window(client: &[&str]) -> Output {
 #[test]
 fn a_wake_up_is_lost_between_the_look_and_pause() {
     let out = woken_in_the_window(&[NAIVE_PAUSE]);
-    assert!(out.status.code() == Some(1) && text(&out.stderr).contains("a lost wake-up"), "{out:?}");
+    assert!(
+        out.status.code() == Some(1) && text(&out.stderr).contains("a lost wake-up"),
+        "{out:?}"
+    );
 }
 
 #[test]
@@ -61,10 +70,14 @@ fn nothing_is_lost_in_the_same_window() {
 fn in_the_window_the_signal_is_blocked() {
     let server = Running::start(&["--signals"]);
     server.signal(Signal::SIGSTOP);
-    let mut waits = harness::client(&server.dir, &["--signals", "--count", "1", "--window", "60000"]).spawn().unwrap();
+    let mut waits =
+        harness::client(&server.dir, &["--signals", "--count", "1", "--window", "60000"])
+            .spawn()
+            .unwrap();
     in_the_window(waits.id() as i32);
     let usr1 = 1 << (libc::SIGUSR1 - 1);
-    let (blocked, caught) = ["SigBlk", "SigCgt"].map(|key| procs::signal_mask(waits.id() as i32, key) & usr1).into();
+    let (blocked, caught) =
+        ["SigBlk", "SigCgt"].map(|key| procs::signal_mask(waits.id() as i32, key) & usr1).into();
     waits.kill().unwrap();
     waits.wait().unwrap();
     assert_eq!((blocked, caught), (usr1, usr1));
@@ -93,12 +106,20 @@ fn after_one_that_gave_up(server: &[&str], client: &[&str]) -> (Output, usize) {
     let server = Running::start_bin(server[0], &server[1..]);
     let ask = |n: &str, deadline: &str| {
         let mut command = Command::new(client[0]);
-        command.args(&client[1..]).arg("--dir").arg(&server.dir).args(["-n", n, "--deadline", deadline]);
+        command.args(&client[1..]).arg("--dir").arg(&server.dir).args([
+            "-n",
+            n,
+            "--deadline",
+            deadline,
+        ]);
         command.output().unwrap()
     };
     server.signal(Signal::SIGSTOP);
     let first = ask("3", "100");
-    assert!(first.status.code() == Some(1) && text(&first.stderr).contains("no answer within"), "{first:?}");
+    assert!(
+        first.status.code() == Some(1) && text(&first.stderr).contains("no answer within"),
+        "{first:?}"
+    );
     server.signal(Signal::SIGCONT);
     let second = ask("7", "20000");
     let numbers = text(&second.stdout).split(']').next().unwrap().split(',').count();

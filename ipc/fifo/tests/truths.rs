@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use fifo::sys::{pidfd_open, pidfd_send_signal};
+use fifo::pidfd::{pidfd_open, pidfd_send_signal};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -59,7 +59,10 @@ fn truth_m_a_blocking_open_waits_for_the_other_end() {
         let fifo = Fifo::new();
         let sh = |script: &str| {
             let mut command = Command::new("sh");
-            command.args(["-c", script]).current_dir(fifo.path.parent().unwrap()).stdout(Stdio::null());
+            command
+                .args(["-c", script])
+                .current_dir(fifo.path.parent().unwrap())
+                .stdout(Stdio::null());
             command.spawn().unwrap()
         };
         let mut waits = sh(first);
@@ -88,7 +91,11 @@ fn truth_m_without_a_writer_end_of_file_with_one_eagain() {
     assert_eq!(errno(reader.read(&mut [0; 9])), Errno::EAGAIN);
     writer.write_all(b"abc").unwrap();
     drop(writer);
-    assert_eq!(reader.read(&mut [0; 9]).unwrap(), 3, "what was written is not lost with the writer");
+    assert_eq!(
+        reader.read(&mut [0; 9]).unwrap(),
+        3,
+        "what was written is not lost with the writer"
+    );
     assert_eq!(reader.read(&mut [0; 9]).unwrap(), 0);
     assert_eq!(reader.read(&mut [0; 9]).unwrap(), 0, "and for ever");
 }
@@ -113,7 +120,12 @@ fn truth_m_after_the_last_writer_poll_reports_hup_until_the_next() {
 #[test]
 fn truth_m_a_write_end_of_ones_own_keeps_end_of_file_away() {
     let fifo = Fifo::new();
-    let mut both = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&fifo.path).unwrap();
+    let mut both = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&fifo.path)
+        .unwrap();
     drop(fifo.writer().unwrap());
     assert_eq!((ready(&both), errno(both.read(&mut [0; 9]))), (PollFlags::empty(), Errno::EAGAIN));
 }
@@ -135,7 +147,11 @@ fn truth_m_writing_without_a_reader_is_epipe_or_sigpipe() {
             .unwrap()
     };
     let out = run(script);
-    assert_eq!((out.status.signal(), out.stdout.as_slice()), (Some(libc::SIGPIPE), &b""[..]), "{out:?}");
+    assert_eq!(
+        (out.status.signal(), out.stdout.as_slice()),
+        (Some(libc::SIGPIPE), &b""[..]),
+        "{out:?}"
+    );
 }
 
 #[test]

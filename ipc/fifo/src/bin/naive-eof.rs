@@ -1,4 +1,5 @@
-//! A server with the ancestor's mistake: it opens the request FIFO for reading only, and reads end of file for ever.
+//! A server with the ancestor's mistake: it opens the request FIFO for reading only. After its
+//! first client has left, it reads end of file again and again.
 //!
 //! Run: cargo run -p fifo --bin naive-eof
 //! Try: cargo run -p fifo --bin fifo-client -- --count 1
@@ -8,56 +9,46 @@
 //! Overload: queue (in the request FIFO)
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Context;
 use clap::Parser;
+use common::report::Failed;
 use fifo::numbers::Numbers;
 use fifo::record::Decoder;
-use fifo::rundir::{RunDir, default_dir, reply_path};
-use fifo::sys::open_fifo;
+use fifo::rundir::{RunDir, default_dir, open_fifo, reply_path};
+use lifecycle::Signals;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
 
-/// The server that uses a whole CPU as soon as its first client has left
+/// Server that uses a whole CPU after its first client has left
 #[derive(Parser)]
 struct Args {
-    /// The private directory of the FIFOs
+    /// Private directory of the FIFOs [default: $XDG_RUNTIME_DIR/fifo-demo, or one in /tmp]
     #[arg(long)]
     dir: Option<PathBuf>,
 }
 
-fn main() -> ExitCode {
-    match serve(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            let _ = writeln!(io::stderr(), "naive-eof: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn serve(args: &Args) -> Result<()> {
-    let set = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    set.thread_block().context("sigprocmask")?;
-    let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).context("signalfd")?;
-    let run = RunDir::claim(&args.dir.clone().unwrap_or_else(default_dir))?;
-    // The mistake: without a write end of the server's own, the FIFO is hung up whenever no client has it open.
-    let req = open_fifo(&run.dir.join("req"), true, false).context("open req")?;
-    let _ = writeln!(io::stdout(), "serving in {} as pid {}", run.dir.display(), std::process::id());
+fn main() -> Result<(), Failed> {
+    let args = Args::parse();
+    let stop = Signals::of(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])?;
+    let run = RunDir::claim(&args.dir.unwrap_or_else(default_dir))?;
+    // The mistake. Whenever no client has the FIFO open for writing, poll reports POLLHUP, and read
+    // returns end of file. fifo-server opens it with O_RDWR.
+    let req = open_fifo(&run.dir.join("req"), OFlag::O_RDONLY).context("open req")?;
+    run.report_ready(None);
     let (mut decoder, mut numbers) = (Decoder::default(), Numbers::new(1));
     loop {
-        // POLLHUP needs not be asked for, and stays until somebody opens the FIFO for writing: once the first client has
-        // left, poll never sleeps again.
-        let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(req.as_fd(), PollFlags::POLLIN)];
+        // poll reports POLLHUP even if it is not asked for, until a client opens the FIFO.
+        let stop = PollFd::new(stop.as_fd(), PollFlags::POLLIN);
+        let mut fds = [stop, PollFd::new(req.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
-            ready => ready.context("poll")?,
+            polled => polled.context("poll")?,
         };
         if fds.first().and_then(PollFd::any) == Some(true) {
             return Ok(());
@@ -66,19 +57,24 @@ fn serve(args: &Args) -> Result<()> {
     }
 }
 
-/// Reads what has come, nothing as likely as something, and answers the questions in it.
-fn answer(run: &RunDir, mut req: &File, decoder: &mut Decoder, numbers: &mut Numbers) -> Result<()> {
+/// Reads once, which often returns nothing, and answers the questions that are complete.
+fn answer(
+    run: &RunDir,
+    mut req: &File,
+    decoder: &mut Decoder,
+    numbers: &mut Numbers,
+) -> Result<(), Failed> {
     let mut buffer = [0u8; libc::PIPE_BUF];
     match req.read(&mut buffer) {
         Ok(n) => decoder.feed(buffer.get(..n).unwrap_or_default()),
         Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-        Err(e) => return Err(e).context("read req"),
+        Err(e) => Err(e).context("read req")?,
     }
     while let Some(question) = decoder.next_question() {
         let bytes = numbers.answer(question.nonce, question.n).to_bytes();
         let path = reply_path(&run.dir, question.pid, &question.nonce);
-        // A client that has left is none of the lesson.
-        let _ = open_fifo(&path, false, true).and_then(|mut fifo| fifo.write(&bytes));
+        // An error means that the client has left.
+        let _ = open_fifo(&path, OFlag::O_WRONLY).and_then(|mut fifo| fifo.write(&bytes));
     }
     Ok(())
 }

@@ -1,5 +1,11 @@
 //! The real server in a directory of its own, the real client, and a client made by hand.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, dead_code)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    dead_code
+)]
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,8 +15,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use fifo::record::{Answer, Nonce, Question};
+use fifo::rundir::open_fifo;
 use fifo::rundir::reply_path;
-use fifo::sys::open_fifo;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
@@ -39,7 +46,13 @@ impl Running {
 
     pub fn start_in(bin: &str, args: &[&str], temp: tempfile::TempDir) -> Self {
         let dir = temp.path().join("run");
-        let mut child = Command::new(bin).arg("--dir").arg(&dir).args(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new(bin)
+            .arg("--dir")
+            .arg(&dir)
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut ready = String::new();
         stdout.read_line(&mut ready).unwrap();
@@ -88,7 +101,10 @@ impl Running {
     /// The names in its directory that begin so.
     pub fn names(&self, start: &str) -> Vec<String> {
         let entries = std::fs::read_dir(&self.dir).unwrap().flatten();
-        entries.map(|entry| entry.file_name().into_string().unwrap()).filter(|name| name.starts_with(start)).collect()
+        entries
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .filter(|name| name.starts_with(start))
+            .collect()
     }
 
     pub fn raw(&self, nonce: Nonce) -> Raw {
@@ -96,7 +112,7 @@ impl Running {
     }
 
     pub fn write_req(&self, bytes: &[u8]) {
-        open_fifo(&self.dir.join("req"), false, true).unwrap().write_all(bytes).unwrap();
+        open_fifo(&self.dir.join("req"), OFlag::O_WRONLY).unwrap().write_all(bytes).unwrap();
     }
 
     /// SIGTERM: it ends with 0 and leaves no file.
@@ -127,7 +143,7 @@ impl Raw {
     pub fn new(dir: &Path, pid: i32, nonce: Nonce) -> Self {
         let path = reply_path(dir, pid, &nonce);
         mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-        let reply = open_fifo(&path, true, false).unwrap();
+        let reply = open_fifo(&path, OFlag::O_RDONLY).unwrap();
         Self { question: Question { nonce, n: 3, pid }, path, reply }
     }
 
@@ -153,7 +169,8 @@ pub fn check(out: &Output, answers: usize, n: usize) {
     assert_eq!(text.lines().count(), answers, "{out:?}");
     for line in text.lines() {
         let answer: Value = serde_json::from_str(line).unwrap();
-        let values: Vec<i64> = answer["values"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
+        let values: Vec<i64> =
+            answer["values"].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
         assert_eq!(values.len(), n);
         assert!(values.iter().all(|v| (1..=100).contains(v)), "{line}");
         assert_eq!(answer["sum"].as_i64().unwrap(), values.iter().sum::<i64>());
