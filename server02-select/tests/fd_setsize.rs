@@ -1,5 +1,5 @@
-//! FD_SETSIZE limits descriptor numbers. Whatever numbers are free, each client is served, rejected or
-//! queued, and the server does not panic.
+//! FD_SETSIZE limits descriptor numbers. Whatever numbers are free, each client is served, rejected
+//! or queued, and the server does not panic.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
@@ -83,7 +83,8 @@ fn clients_without_a_free_descriptor_wait_in_the_backlog() {
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
-/// The signals get the number `end`, the listener the next one, and the first client the one after it.
+/// The signals get the number `end`, the listener the next one, and the first client the one after
+/// it.
 #[test]
 fn server_serves_up_to_the_last_number_below_fd_setsize_and_otherwise_prints_one_line() {
     raise_limit();

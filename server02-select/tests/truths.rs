@@ -1,5 +1,5 @@
-//! Verified kernel behavior (i): the fd_set of the C library ends at 1024. The kernel has no such limit.
-//! The number of the descriptor counts, not how many descriptors are watched.
+//! Verified kernel behavior (i): the fd_set of the C library ends at 1024. The kernel has no such
+//! limit. The number of the descriptor counts, not how many descriptors are watched.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // test code
 
 use std::io::{Write, pipe};
@@ -57,23 +57,25 @@ fn truth_i_the_kernel_selects_a_descriptor_beyond_fd_setsize() {
         map[word] = bit;
         let mut now = libc::timeval { tv_sec: 0, tv_usec: 0 };
         let (reads, none) = (map.as_mut_ptr().cast(), ptr::null_mut());
-        // SAFETY: the kernel reads and writes as many bits as the first argument says. The map has more.
+        // SAFETY: the kernel reads and writes as many bits as the first argument says. The map has
+        // more.
         let n = unsafe { libc::select(fd + 1, reads, none, none, &mut now) };
         assert_eq!(n, ready, "{}", std::io::Error::last_os_error());
         assert_eq!(map[word], if ready == 1 { bit } else { 0 });
     }
 }
 
-/// In C, FD_SET of such a number writes past the end of the set. The function of the libc crate checks
-/// the number and panics in a function that must not unwind, so the process aborts. The test runs it in
-/// a process of its own.
+/// In C, FD_SET of such a number writes past the end of the set. The function of the libc crate
+/// checks the number and panics in a function that must not unwind, so the process aborts. The test
+/// runs it in a process of its own.
 #[test]
 fn truth_i_fd_set_of_the_libc_crate_aborts_the_process() {
     const TEST: &str = "truth_i_fd_set_of_the_libc_crate_aborts_the_process";
     if let Ok(fd) = std::env::var("FD_SET") {
         // SAFETY: all zero bytes are an empty set.
         let mut set: libc::fd_set = unsafe { mem::zeroed() };
-        // SAFETY: the function does not write past the end of the set. This is what the test checks.
+        // SAFETY: the function does not write past the end of the set. This is what the test
+        // checks.
         unsafe { libc::FD_SET(fd.parse().unwrap(), &mut set) };
         return;
     }

@@ -1,4 +1,5 @@
-//! The only limit of poll is RLIMIT_NOFILE: the server raises the soft limit and keeps the hard limit.
+//! The only limit of poll is RLIMIT_NOFILE: the server raises the soft limit and keeps the hard
+//! limit.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;

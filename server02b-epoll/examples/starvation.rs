@@ -1,4 +1,5 @@
-//! One client that floods, one that asks now and then, one loop: how long does the quiet one wait?
+//! Starvation in one event loop: one client sends without a pause, a quiet client sends one byte
+//! every 2 ms. How long does the quiet client wait for each answer?
 //!
 //! Run: cargo run -p server02b-epoll --example starvation
 
@@ -15,15 +16,15 @@ use socket2::{Domain, Socket, Type};
 const FLOOD: u64 = 0;
 const QUIET: u64 = 1;
 const BLOCK: usize = 4 * 1024;
-/// A question that has waited so long ends the run.
+/// The run ends if an answer takes longer.
 const MOST: Duration = Duration::from_secs(1);
 
 /// How the loop reads from a client that is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reads {
-    /// Level-triggered, one block for each event: what is left is reported again.
+    /// Level-triggered, one block for each event: unread bytes are reported again.
     OneBlock,
-    /// Edge-triggered, until EAGAIN: what is left would not be reported again.
+    /// Edge-triggered, until EAGAIN: unread bytes would not be reported again.
     UntilEagain,
 }
 
@@ -46,10 +47,11 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// What each of the quiet client's questions waited for its answer. Fewer than asked for where one waited too long.
+/// How long the quiet client waited for each answer. The list is shorter if an answer took too
+/// long.
 ///
 /// # Errors
-/// No socket, no thread.
+/// The errors of the socket calls and of thread creation.
 pub fn waits(reads: Reads, questions: usize) -> io::Result<Vec<Duration>> {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
@@ -62,7 +64,7 @@ pub fn waits(reads: Reads, questions: usize) -> io::Result<Vec<Duration>> {
         let server = spawn(scope, || serve(reads, &flooded, &asked, &stop))?;
         let flooder = spawn(scope, || while (&flood).write_all(&[b'x'; 16 * BLOCK]).is_ok() {});
         let times = ask(&quiet, questions);
-        // Both threads end, whatever has happened: the one sees the flag, the other a connection that is over.
+        // End both threads, also after an error: the loop reads the flag, the client gets EPIPE.
         stop.store(true, SeqCst);
         let _ = flood.shutdown(Shutdown::Both);
         let _ = quiet.shutdown(Shutdown::Both);
@@ -83,7 +85,7 @@ fn spawn<'scope, T: Send + 'scope>(
 fn ask(quiet: &Socket, questions: usize) -> io::Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..questions {
-        std::thread::sleep(Duration::from_millis(2)); // now and then
+        std::thread::sleep(Duration::from_millis(2)); // a pause between two requests
         let start = Instant::now();
         let mut conn = quiet;
         conn.write_all(b"?")?;
@@ -98,7 +100,7 @@ fn ask(quiet: &Socket, questions: usize) -> io::Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// The loop. Both clients have the same rights in it.
+/// The event loop. It treats both clients in the same way.
 fn serve(reads: Reads, flooded: &Socket, asked: &Socket, stop: &AtomicBool) -> io::Result<()> {
     let edge = if reads == Reads::UntilEagain { EpollFlags::EPOLLET } else { EpollFlags::empty() };
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -117,14 +119,14 @@ fn serve(reads: Reads, flooded: &Socket, asked: &Socket, stop: &AtomicBool) -> i
     Ok(())
 }
 
-/// One client's turn: a block, or all that there is, and more of it comes meanwhile.
+/// Reads one block, or until EAGAIN. In the second case more bytes arrive in the meantime.
 fn read(reads: Reads, mut conn: &Socket, answers: bool, stop: &AtomicBool) -> io::Result<()> {
     let mut buffer = [0; BLOCK];
     loop {
         match conn.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(_) if answers => conn.write_all(b"!")?,
-            // A server does something with what it reads, and so a client that floods is always ahead of it.
+            // A server works on the bytes that it reads, so the client sends faster than it reads.
             Ok(n) => work(buffer.get(..n).unwrap_or_default()),
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
             Err(e) => return Err(e),
@@ -135,13 +137,13 @@ fn read(reads: Reads, mut conn: &Socket, answers: bool, stop: &AtomicBool) -> io
     }
 }
 
-/// A hash of the bytes, FNV-1a: some microseconds for a block.
+/// The FNV-1a hash of the bytes. It takes some microseconds per block.
 fn work(bytes: &[u8]) {
     let hash = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     black_box(bytes.iter().fold(0xcbf2_9ce4_8422_2325, hash));
 }
 
-/// A client's end of a connection, and the server's.
+/// A connection: the socket of the client and the socket of the server.
 fn pair(listener: &Socket) -> io::Result<(Socket, Socket)> {
     let client = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     client.connect(&listener.local_addr()?)?;

@@ -1,17 +1,18 @@
-//! Ten thousand clients that say nothing cost a little memory and no CPU time.
+//! Ten thousand idle clients cost little memory and no CPU time.
 
 use std::time::{Duration, Instant};
 
 use testkit::{Peer, Server, procs};
 
-/// Most user memory for a client.
+/// The most user memory per client.
 const BYTES: u64 = 2048;
 const WANTED: usize = 10_000;
 
 #[test]
-fn ten_thousand_idle_clients() {
+fn ten_thousand_idle_clients_cost_little_memory_and_no_cpu_time() {
     let me = std::process::id() as i32;
-    // A hard limit that is low makes the crowd smaller. The second call says what the first one achieved.
+    // A low hard limit reduces the number of clients. The second call returns what the first one
+    // set.
     let limit = [20_000, 12_000, 4096].into_iter().find(|n| {
         procs::limit_descriptors(me, *n);
         procs::limit_descriptors(me, *n) == *n
@@ -28,7 +29,7 @@ fn ten_thousand_idle_clients() {
         let each = (procs::anonymous_bytes(server.pid()) - before) / n as u64;
 
         let (start, cpu) = (Instant::now(), procs::cpu_ns(server.pid()));
-        std::thread::sleep(Duration::from_secs(1)); // the measure: CPU time over this long
+        std::thread::sleep(Duration::from_secs(1)); // the interval of the measurement
         let share = (procs::cpu_ns(server.pid()) - cpu) as f64 / start.elapsed().as_nanos() as f64;
         eprintln!("{bin}: {n} clients, {each} bytes each, {:.3} % of a CPU", share * 100.0);
         assert!(each <= BYTES, "{each} bytes for an idle client");

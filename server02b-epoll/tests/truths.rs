@@ -1,7 +1,9 @@
-//! Kernel truth (j): when epoll reports what, level- and edge-triggered, and who waits for a loop that drains.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)] // test code
+//! Verified kernel behavior (j): what epoll reports when, level- and edge-triggered, and which
+//! clients wait if a loop reads until EAGAIN.
+// This is test code.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
-#[allow(dead_code)] // its main
+#[allow(dead_code)] // main of the example
 #[path = "../examples/starvation.rs"]
 mod starvation;
 
@@ -17,7 +19,7 @@ use testkit::{PATIENCE, Peer, Server, eventually, procs};
 const LEVEL: EpollFlags = EpollFlags::EPOLLIN;
 const EDGE: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
 
-/// A client, the server's end of its connection, and whether the kernel reports that end.
+/// A client, the server's socket of its connection, and an epoll instance that watches this socket.
 struct Watched {
     client: TcpStream,
     conn: TcpStream,
@@ -25,7 +27,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// The client has sent `bytes`, and all of them have arrived.
+    /// The client has sent `bytes` bytes, and all of them have arrived.
     fn with(bytes: usize, interest: EpollFlags) -> Watched {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -57,7 +59,7 @@ impl Watched {
     }
 }
 
-/// Events that are there now: epoll_wait without a wait.
+/// How many events epoll_wait returns with timeout 0.
 fn reported(epoll: &Epoll) -> usize {
     epoll.wait(&mut [EpollEvent::empty(); 8], 0_u8).unwrap()
 }
@@ -70,23 +72,23 @@ fn arrived(conn: &TcpStream, bytes: usize) {
 }
 
 #[test]
-fn truth_j_level_triggered_reports_as_long_as_something_is_there() {
+fn truth_j_level_triggered_reports_until_all_bytes_are_read() {
     let mut watched = Watched::with(2048, LEVEL);
     for left in (0..4).rev() {
         assert!(watched.is_reported() && watched.is_reported(), "{left}");
         watched.read(512);
     }
-    assert!(!watched.is_reported(), "all is read");
+    assert!(!watched.is_reported(), "all bytes are read");
 }
 
 #[test]
-fn truth_j_edge_triggered_reports_once_and_again_when_one_more_byte_comes() {
+fn truth_j_edge_triggered_reports_once_and_again_when_one_more_byte_arrives() {
     let mut watched = Watched::with(2048, EDGE);
     assert!(watched.is_reported());
     watched.read(512);
     assert!(
         !watched.is_reported() && !watched.is_reported(),
-        "1536 bytes wait, and nobody says so"
+        "1536 bytes are unread and not reported again"
     );
     watched.send_one(1536);
     assert!(watched.is_reported());
@@ -94,20 +96,20 @@ fn truth_j_edge_triggered_reports_once_and_again_when_one_more_byte_comes() {
 }
 
 #[test]
-fn truth_j_add_and_mod_look_again() {
+fn truth_j_add_and_mod_report_what_is_already_there() {
     let mut watched = Watched::with(1, EDGE);
-    assert!(watched.is_reported(), "ADD reports what came before it");
+    assert!(watched.is_reported(), "ADD reports bytes that arrived before");
     assert!(!watched.is_reported());
     watched.modify(EDGE);
-    assert!(watched.is_reported(), "MOD reports what is still there");
+    assert!(watched.is_reported(), "MOD reports unread bytes again");
     assert!(!watched.is_reported());
     watched.read(1);
     watched.modify(EDGE);
-    assert!(!watched.is_reported(), "nothing is there");
+    assert!(!watched.is_reported(), "no byte is unread");
 }
 
 #[test]
-fn truth_j_an_edge_triggered_listener_with_three_waiting_is_reported_once() {
+fn truth_j_edge_triggered_listener_with_three_queued_clients_is_reported_once() {
     for (interest, accepted) in [(EDGE, 1), (LEVEL, 3)] {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -124,17 +126,17 @@ fn truth_j_an_edge_triggered_listener_with_three_waiting_is_reported_once() {
             Err(e) if e.kind() == ErrorKind::WouldBlock => None,
             accepted => Some(accepted.unwrap()),
         });
-        assert_eq!(left.count(), 3 - accepted, "the others wait");
+        assert_eq!(left.count(), 3 - accepted, "the other clients stay queued");
     }
 }
 
 #[test]
-fn truth_j_oneshot_reports_once_until_it_is_armed_again() {
+fn truth_j_oneshot_reports_once_until_mod_enables_it_again() {
     let oneshot = LEVEL | EpollFlags::EPOLLONESHOT;
     let mut watched = Watched::with(1, oneshot);
     assert!(watched.is_reported());
     watched.send_one(1);
-    assert!(!watched.is_reported(), "a second thread would not be told");
+    assert!(!watched.is_reported(), "a second thread gets no event");
     watched.modify(oneshot);
     assert!(watched.is_reported());
 }
@@ -144,16 +146,16 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// Draining one client that sends faster than it is read is a loop without an end. On a busy machine the flood itself
-/// may be kept from the CPU for a while, and then it is no flood.
+/// Reading until EAGAIN does not end while a client sends faster than the loop reads. On a busy
+/// machine this client may get too little CPU time, so the test tries several times.
 #[test]
-fn truth_j_reading_until_eagain_starves_the_others() {
+fn truth_j_reading_until_eagain_starves_the_other_clients() {
     let mut seen = Vec::new();
     for _ in 0..5 {
         let fair = median(starvation::waits(Reads::OneBlock, 30).unwrap());
         let starved = median(starvation::waits(Reads::UntilEagain, 30).unwrap());
         eprintln!(
-            "a quiet client waits {fair:?} with one block for each event, {starved:?} with all until EAGAIN"
+            "a quiet client waits {fair:?} (one block per event), {starved:?} (until EAGAIN)"
         );
         if starved >= 5 * fair {
             return;
@@ -163,10 +165,10 @@ fn truth_j_reading_until_eagain_starves_the_others() {
     panic!("never starved: {seen:?}");
 }
 
-/// What the truth is for: the server does its duty with either trigger. More than one block waits when it is reported,
-/// no byte more comes, and every request of it is answered.
+/// One event reports 10000 requests, and no byte arrives later. The server answers all of them,
+/// with either trigger.
 #[test]
-fn truth_j_the_server_answers_all_that_waits_with_either_trigger() {
+fn truth_j_server_answers_all_unread_requests_with_either_trigger() {
     for bin in [env!("CARGO_BIN_EXE_server02b-epoll"), env!("CARGO_BIN_EXE_server02b-edge")] {
         let server = Server::start(bin, &[]);
         let mut greedy = server.connect();
@@ -174,9 +176,9 @@ fn truth_j_the_server_answers_all_that_waits_with_either_trigger() {
         let mut quiet: Peer = server.connect();
         quiet.ask(10);
         assert!(greedy.read_exactly(20_000) == b"ab".repeat(10_000), "{bin}");
-        let idle = eventually("it rests", || {
+        let idle = eventually("the server is idle", || {
             let before = procs::cpu_ns(server.pid());
-            std::thread::sleep(PATIENCE / 200); // the measure: CPU time over this long
+            std::thread::sleep(PATIENCE / 200); // the interval of the measurement
             (procs::cpu_ns(server.pid()) - before < 1_000_000).then_some(true)
         });
         assert!(idle);
