@@ -1,4 +1,4 @@
-//! Two ends of a TCP connection over loopback, in one process.
+//! Both ends of a TCP connection over loopback, in one process.
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-/// So long a call on either end may wait: an experiment never hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// The receiver's buffer: what an experiment sends before anybody reads has room in it.
-const RECEIVE: usize = 1 << 20;
+use crate::calls::retry_eintr;
 
-/// The sending and the receiving end.
+/// A call on either end fails after this time, so that no experiment hangs.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The receive buffer: an experiment can send this much before the receiver reads.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// The sending end and the receiving end.
 ///
 /// # Errors
 /// The call that failed.
@@ -21,31 +23,29 @@ pub fn pair() -> io::Result<(Socket, Socket)> {
     listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
     listener.listen(1)?;
     let receiver = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    // Before the handshake, which fixes how large a window can be announced.
-    receiver.set_recv_buffer_size(RECEIVE)?;
+    // Before connect, because the handshake fixes the scale of the window.
+    receiver.set_recv_buffer_size(RECEIVE_BUFFER)?;
     receiver.connect(&listener.local_addr()?)?;
     let (sender, _) = listener.accept()?;
     for end in [&sender, &receiver] {
-        end.set_read_timeout(Some(PATIENCE))?;
-        end.set_write_timeout(Some(PATIENCE))?;
+        end.set_read_timeout(Some(TIMEOUT))?;
+        end.set_write_timeout(Some(TIMEOUT))?;
     }
     Ok((sender, receiver))
 }
 
-/// A thread that reads to the end of the stream, and says how many bytes that were.
+/// A thread that reads until end of file and returns the number of bytes.
 ///
 /// # Errors
-/// Where there is no thread to be had.
+/// The kernel cannot create a thread.
 pub fn drain(mut receiver: Socket) -> io::Result<JoinHandle<io::Result<u64>>> {
     Builder::new().spawn(move || {
         let mut buffer = vec![0; 256 * 1024];
         let mut total = 0;
         loop {
-            match receiver.read(&mut buffer) {
-                Ok(0) => return Ok(total),
-                Ok(n) => total += n as u64,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
+            match retry_eintr(|| receiver.read(&mut buffer))? {
+                0 => return Ok(total),
+                n => total += n as u64,
             }
         }
     })

@@ -1,4 +1,4 @@
-//! Four ways to send a file, on a blocking socket. Each counts its own system calls.
+//! Four ways to send a file over a blocking socket. Each counts its system calls.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,40 +11,54 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{pipe, write};
 use socket2::Socket;
 
-use crate::calls::{again, completion, permit_zerocopy, send_zerocopy, sendfile, splice_in, splice_out};
+use crate::calls::{
+    completion, enable_zerocopy, retry_eintr, send_zerocopy, sendfile, splice_in, splice_out,
+};
 
-/// The buffer of `read-write` and of each send of `zerocopy`, and the capacity of a pipe (pipe(7)).
+/// The buffer size of `read-write` and `zerocopy`, and the capacity of a pipe (pipe(7)).
 const BLOCK: usize = 64 * 1024;
-/// Buffers of `zerocopy`: so many sends may be under way.
+/// The number of buffers of `zerocopy`, and so of sends without a completion.
 const BUFFERS: usize = 16;
 
 /// A way to send a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Way {
-    /// pread(2) into a buffer and write(2) out of it: two calls and two copies for each 64 KiB
+    /// pread(2) into a buffer, write(2) from it: two calls and two copies per 64 KiB
     ReadWrite,
-    /// sendfile(2): the pages of the file go to the socket as they are
+    /// sendfile(2): the socket sends the pages of the file
     Sendfile,
-    /// splice(2) into a pipe and out of it: the same, for any pair with a pipe
+    /// splice(2) into a pipe and from the pipe into the socket: pages too
     Splice,
-    /// pread(2) into a buffer, and send(2) with MSG_ZEROCOPY, which pins it until a completion comes
+    /// pread(2) into a buffer, send(2) with MSG_ZEROCOPY: pins the buffer until the completion
     Zerocopy,
 }
 
-/// What was sent, and what it took.
+impl Way {
+    /// The name of the way in options and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::ReadWrite => "read-write",
+            Way::Sendfile => "sendfile",
+            Way::Splice => "splice",
+            Way::Zerocopy => "zerocopy",
+        }
+    }
+}
+
+/// What was sent, and with how many calls.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sent {
     /// Bytes.
     pub bytes: u64,
     /// System calls.
     pub calls: u64,
-    /// Sends with MSG_ZEROCOPY of which the kernel said that they were copied.
+    /// Sends with MSG_ZEROCOPY that the kernel has copied.
     pub copied: u64,
-    /// Sends with MSG_ZEROCOPY that are completed.
+    /// Sends with MSG_ZEROCOPY that have a completion.
     pub completed: u64,
 }
 
-/// Sends `len` bytes of the file, or what there is of them.
+/// Sends `len` bytes of the file, or fewer if the file ends earlier.
 ///
 /// # Errors
 /// The call that failed.
@@ -62,14 +76,14 @@ fn by_read_write(file: &File, len: u64, to: &Socket) -> io::Result<Sent> {
     let mut buffer = vec![0; BLOCK];
     while sent.bytes < len {
         let room = buffer.get_mut(..BLOCK.min((len - sent.bytes) as usize)).unwrap_or_default();
-        let n = again(|| file.read_at(room, sent.bytes))?;
+        let n = retry_eintr(|| file.read_at(room, sent.bytes))?;
         sent.calls += 1;
         if n == 0 {
             break;
         }
         let mut block = buffer.get(..n).unwrap_or_default();
         while !block.is_empty() {
-            let n = again(|| Ok(write(to, block)?))?;
+            let n = retry_eintr(|| Ok(write(to, block)?))?;
             sent.calls += 1;
             sent.bytes += n as u64;
             block = block.get(n..).unwrap_or_default();
@@ -80,9 +94,9 @@ fn by_read_write(file: &File, len: u64, to: &Socket) -> io::Result<Sent> {
 
 fn by_sendfile(file: &File, len: u64, to: &Socket) -> io::Result<Sent> {
     let (mut sent, mut offset) = (Sent::default(), 0);
-    // Short where the call was interrupted or timed out with a part of it done; 0 where the file has become shorter.
+    // A short count: a signal or a timeout. 0: the file has become shorter.
     while sent.bytes < len {
-        let n = again(|| sendfile(to, file, &mut offset, (len - sent.bytes) as usize))?;
+        let n = retry_eintr(|| sendfile(to, file, &mut offset, (len - sent.bytes) as usize))?;
         sent.calls += 1;
         sent.bytes += n as u64;
         if n == 0 {
@@ -97,13 +111,13 @@ fn by_splice(file: &File, len: u64, to: &Socket) -> io::Result<Sent> {
     let (out, into) = pipe()?;
     while sent.bytes < len {
         let wanted = BLOCK.min((len - sent.bytes) as usize);
-        let mut piped = again(|| splice_in(file, &mut offset, &into, wanted))?;
+        let mut piped = retry_eintr(|| splice_in(file, &mut offset, &into, wanted))?;
         sent.calls += 1;
         if piped == 0 {
             break;
         }
         while piped > 0 {
-            let n = again(|| splice_out(&out, to, piped))?;
+            let n = retry_eintr(|| splice_out(&out, to, piped))?;
             sent.calls += 1;
             sent.bytes += n as u64;
             piped -= n;
@@ -113,10 +127,10 @@ fn by_splice(file: &File, len: u64, to: &Socket) -> io::Result<Sent> {
 }
 
 fn by_zerocopy(file: &File, len: u64, to: &Socket) -> io::Result<Sent> {
-    permit_zerocopy(to)?;
+    enable_zerocopy(to)?;
     let mut sent = Sent::default();
     let mut free: Vec<Vec<u8>> = (0..BUFFERS).map(|_| vec![0; BLOCK]).collect();
-    // In the order of the sends. A buffer in here belongs to the kernel.
+    // In the order of the sends. The kernel may still read these buffers.
     let mut pinned: VecDeque<Vec<u8>> = VecDeque::new();
     while sent.bytes < len {
         let Some(mut buffer) = free.pop() else {
@@ -124,20 +138,20 @@ fn by_zerocopy(file: &File, len: u64, to: &Socket) -> io::Result<Sent> {
             continue;
         };
         buffer.resize(BLOCK.min((len - sent.bytes) as usize), 0);
-        let n = again(|| file.read_at(&mut buffer, sent.bytes))?;
+        let n = retry_eintr(|| file.read_at(&mut buffer, sent.bytes))?;
         sent.calls += 1;
         if n == 0 {
             break;
         }
         buffer.truncate(n);
         sent.calls += 1;
-        match again(|| send_zerocopy(to, &buffer)) {
-            // Short: the rest is read and sent again with the next buffer.
+        match retry_eintr(|| send_zerocopy(to, &buffer)) {
+            // After a short count the next buffer starts where this send ended.
             Ok(n) => {
                 sent.bytes += n as u64;
                 pinned.push_back(buffer);
             }
-            // More is pinned than the limits of this socket or this user permit.
+            // The limit of pinned memory of this socket or user: wait for a completion.
             Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) && !pinned.is_empty() => {
                 free.push(buffer);
                 reclaim(to, &mut pinned, &mut free, &mut sent)?;
@@ -151,14 +165,19 @@ fn by_zerocopy(file: &File, len: u64, to: &Socket) -> io::Result<Sent> {
     Ok(sent)
 }
 
-/// Waits for a completion, and takes the buffers back that it is about.
-fn reclaim(to: &Socket, pinned: &mut VecDeque<Vec<u8>>, free: &mut Vec<Vec<u8>>, sent: &mut Sent) -> io::Result<()> {
+/// Waits for a completion and reuses its buffers.
+fn reclaim(
+    to: &Socket,
+    pinned: &mut VecDeque<Vec<u8>>,
+    free: &mut Vec<Vec<u8>>,
+    sent: &mut Sent,
+) -> io::Result<()> {
     sent.calls += 1;
     let Some(done) = completion(to)? else {
-        // Nothing yet. An error queue that is not empty shows as POLLERR, which need not be asked for.
+        // poll reports POLLERR, without being asked for it, when a completion has arrived.
         sent.calls += 1;
         let mut queue = [PollFd::new(to.as_fd(), PollFlags::empty())];
-        return match again(|| Ok(poll(&mut queue, PollTimeout::from(20_000u16))?))? {
+        return match retry_eintr(|| Ok(poll(&mut queue, PollTimeout::from(20_000u16))?))? {
             0 => Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)),
             _ => Ok(()),
         };

@@ -1,5 +1,6 @@
-//! The file server as a black box: every name of the catalogue, files that change, readers that do not read, the stop.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // test code
+//! The file server as a black box: names, files that change, slow readers, the shutdown.
+// Test code.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
@@ -24,7 +25,7 @@ const BIN: &str = env!("CARGO_BIN_EXE_file-server");
 /// More than all buffers of a connection hold while nobody reads.
 const BIG: usize = 24 << 20;
 
-/// A folder with one of everything, the secret beside it, and the server.
+/// A folder with one file of each kind, a secret file beside it, and the server.
 struct Site {
     folder: TempDir,
     server: Server,
@@ -46,7 +47,7 @@ impl Site {
         symlink("/etc", root.join("etc")).unwrap();
         symlink("sub", root.join("dirlink")).unwrap();
         mkfifo(&root.join("pipe"), Mode::S_IRWXU).unwrap();
-        // What the oracle asks every server for: a number, and so many bytes of the pattern.
+        // The oracle requests a number and expects this number of bytes of the pattern.
         for n in [1, 26, 3000, 40_000] {
             fs::write(root.join(n.to_string()), pattern(n)).unwrap();
         }
@@ -65,7 +66,7 @@ impl Site {
         bytes
     }
 
-    /// A client that has asked, and of whose answer a part is on the way.
+    /// A client that has sent a request and has not read the answer, of which a part has arrived.
     fn slow_reader(&self, name: &str) -> Peer {
         let mut peer = Peer::connect_small_window(self.server.addr);
         peer.send(format!("{name}\n"));
@@ -80,8 +81,8 @@ impl Site {
 
 fn ask(server: &Server, line: &[u8]) -> (Vec<u8>, End) {
     let mut peer = server.connect();
-    // The server refuses at the 4097th byte and reads 64 KiB more at most: the rest may find it gone, and the answer
-    // still has to come.
+    // The server rejects at byte 4097 and then reads at most 64 KiB: the rest may fail, but the
+    // answer must arrive.
     let _ = peer.try_send(line);
     peer.read_to_end()
 }
@@ -97,9 +98,11 @@ fn says(server: &Server, line: &[u8], answer: &[u8]) {
 }
 
 #[test]
-fn every_name_of_the_catalogue() {
+fn only_regular_files_beneath_the_folder_are_sent() {
     let site = Site::start(&[]);
-    for good in [&b"ok.txt\n"[..], b"ok.txt\r\n", b"./ok.txt\n", b"sub/../ok.txt\n", b"dir/./..//ok.txt\n"] {
+    for good in
+        [&b"ok.txt\n"[..], b"ok.txt\r\n", b"./ok.txt\n", b"sub/../ok.txt\n", b"dir/./..//ok.txt\n"]
+    {
         says(&site.server, good, b"hello");
     }
     says(&site.server, b"sub/deep\n", b"deep");
@@ -141,7 +144,7 @@ fn every_name_of_the_catalogue() {
     ] {
         says(&site.server, bad, b"ERR not found\n");
     }
-    // The longest line, and one byte more; and a megabyte without an end.
+    // The longest line, one byte more, and a megabyte.
     for n in [4095, 4096, 1 << 20] {
         let (got, _) = ask(&site.server, &[&vec![b'a'; n][..], b"\n"].concat());
         assert_eq!(got, b"ERR not found\n", "{n}");
@@ -159,7 +162,7 @@ fn the_log_shows_names_escaped() {
 }
 
 #[test]
-fn one_name_and_no_more() {
+fn only_the_first_name_is_answered() {
     let site = Site::start(&[]);
     says(&site.server, b"ok.txt\nok.txt\n", b"hello");
     let mut split = site.server.connect();
@@ -175,9 +178,9 @@ fn one_name_and_no_more() {
     site.finish();
 }
 
-/// Somebody swaps a folder and a symbolic link to the outside, as fast as it goes, while the name is walked.
+/// A thread swaps a folder and a symbolic link to the outside while the server resolves the name.
 #[test]
-fn no_race_leads_outside() {
+fn a_race_with_rename_does_not_lead_outside() {
     let site = Site::start(&[]);
     let outside = site.folder.path().join("outside");
     fs::create_dir(&outside).unwrap();
@@ -187,30 +190,39 @@ fn no_race_leads_outside() {
     symlink(&outside, site.path("flop")).unwrap();
     let done = AtomicBool::new(false);
     let (a, b) = (c_string(&site.path("flip")), c_string(&site.path("flop")));
-    let (mut inside, mut refused) = (0, 0);
+    let (mut inside, mut rejected) = (0, 0);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(SeqCst) {
                 // SAFETY: both are C strings.
                 let rc = unsafe {
-                    libc::renameat2(libc::AT_FDCWD, a.as_ptr(), libc::AT_FDCWD, b.as_ptr(), libc::RENAME_EXCHANGE)
+                    libc::renameat2(
+                        libc::AT_FDCWD,
+                        a.as_ptr(),
+                        libc::AT_FDCWD,
+                        b.as_ptr(),
+                        libc::RENAME_EXCHANGE,
+                    )
                 };
                 assert_eq!(rc, 0);
             }
         });
-        let look = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let check = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for name in [&b"flip/f\n"[..], b"flip/../flip/f\n"].into_iter().cycle().take(400) {
                 match ask(&site.server, name).0.as_slice() {
                     b"inside" => inside += 1,
-                    b"ERR not found\n" | b"ERR busy\n" => refused += 1,
+                    b"ERR not found\n" | b"ERR busy\n" => rejected += 1,
                     other => panic!("{}", other.escape_ascii()),
                 }
             }
         }));
         done.store(true, SeqCst);
-        look.unwrap();
+        check.unwrap();
     });
-    assert!(inside > 0 && refused > 0, "{inside} inside, {refused} refused: no race was met");
+    assert!(
+        inside > 0 && rejected > 0,
+        "{inside} inside, {rejected} rejected: no race has happened"
+    );
     site.finish();
 }
 
@@ -219,7 +231,7 @@ fn c_string(path: &Path) -> CString {
 }
 
 #[test]
-fn short_sendfiles_are_looped_and_every_byte_arrives() {
+fn short_counts_of_sendfile_are_repeated_and_every_byte_arrives() {
     let site = Site::start(&[]);
     let bytes = site.big();
     let mut slow = site.slow_reader("big");
@@ -231,11 +243,16 @@ fn short_sendfiles_are_looped_and_every_byte_arrives() {
 }
 
 #[test]
-fn what_a_file_grows_by_is_not_sent() {
+fn bytes_appended_after_the_open_are_not_sent() {
     let site = Site::start(&[]);
     let bytes = site.big();
     let mut slow = site.slow_reader("big");
-    OpenOptions::new().append(true).open(site.path("big")).unwrap().write_all(&[b'!'; 100_000]).unwrap();
+    OpenOptions::new()
+        .append(true)
+        .open(site.path("big"))
+        .unwrap()
+        .write_all(&[b'!'; 100_000])
+        .unwrap();
     let (got, end) = slow.read_to_end();
     assert_eq!(end, End::Eof);
     assert!(got == bytes, "{} of {} bytes", got.len(), bytes.len());
@@ -243,7 +260,7 @@ fn what_a_file_grows_by_is_not_sent() {
 }
 
 #[test]
-fn a_file_that_shrinks_ends_in_a_reset_and_never_in_an_end_of_stream() {
+fn a_file_that_becomes_shorter_ends_with_a_reset() {
     let site = Site::start(&[]);
     site.big();
     let mut slow = site.slow_reader("big");
@@ -257,7 +274,7 @@ fn a_file_that_shrinks_ends_in_a_reset_and_never_in_an_end_of_stream() {
 }
 
 #[test]
-fn a_file_that_is_replaced_is_sent_as_it_was() {
+fn a_replaced_file_is_sent_unchanged() {
     let site = Site::start(&[]);
     let bytes = site.big();
     let mut slow = site.slow_reader("big");
@@ -269,7 +286,7 @@ fn a_file_that_is_replaced_is_sent_as_it_was() {
 }
 
 #[test]
-fn readers_that_do_not_read_stop_nobody() {
+fn clients_that_do_not_read_do_not_block_others() {
     let site = Site::start(&[]);
     site.big();
     let slow: Vec<Peer> = (0..20).map(|_| site.slow_reader("big")).collect();
@@ -282,17 +299,17 @@ fn readers_that_do_not_read_stop_nobody() {
 }
 
 #[test]
-fn a_reader_that_never_reads_is_cut_off() {
+fn a_client_that_never_reads_is_reset_after_the_write_timeout() {
     let site = Site::start(&["--write-timeout", "300"]);
     site.big();
     let mut slow = site.slow_reader("big");
     site.server.wait_log("too slowly");
-    assert_eq!(slow.read_to_end().1, End::Reset, "a part is not the whole");
+    assert_eq!(slow.read_to_end().1, End::Reset, "an incomplete file ends with a reset");
     site.finish();
 }
 
 #[test]
-fn silent_clients_and_half_lines_meet_their_deadlines() {
+fn silent_clients_and_half_lines_time_out() {
     let site = Site::start(&["--idle-timeout", "200", "--line-timeout", "200"]);
     let mut silent = site.server.connect();
     assert_eq!(silent.read_to_end(), (b"ERR timeout\n".to_vec(), End::Eof));
@@ -303,23 +320,23 @@ fn silent_clients_and_half_lines_meet_their_deadlines() {
 }
 
 #[test]
-fn clients_too_many_are_told_so() {
+fn clients_over_the_limit_are_rejected() {
     let site = Site::start(&["--max-conns", "2"]);
     let held = [site.server.connect(), site.server.connect()];
     eventually("both have a thread", || (site.server.family()[0].threads == 3).then_some(()));
     let (got, end) = ask(&site.server, b"");
     assert_eq!((got.as_slice(), end), (&b"ERR busy\n"[..], End::Eof));
     drop(held);
-    eventually("a place is free", || (ask(&site.server, b"ok.txt\n").0 == b"hello").then_some(()));
+    eventually("a slot is free", || (ask(&site.server, b"ok.txt\n").0 == b"hello").then_some(()));
     let server = site.server;
-    // The oracle asks with four at once, and this one serves two.
-    eventually("at rest", || (server.family()[0].threads == 1).then_some(()));
+    // The oracle connects four clients at once, and this server serves two.
+    eventually("idle", || (server.family()[0].threads == 1).then_some(()));
     let mut server = server;
     server.stop().unwrap();
 }
 
 #[test]
-fn files_too_large_are_refused_by_their_size() {
+fn files_over_the_size_limit_are_rejected() {
     let site = Site::start(&["--max-request", "40000"]);
     fs::write(site.path("large"), vec![b'x'; 40_001]).unwrap();
     says(&site.server, b"large\n", b"ERR too large\n");
@@ -328,15 +345,16 @@ fn files_too_large_are_refused_by_their_size() {
 }
 
 #[test]
-fn without_sendfile_it_copies() {
-    let who = "without_sendfile_it_copies";
+fn without_sendfile_the_server_copies() {
+    let who = "without_sendfile_the_server_copies";
     if !have("strace", who) {
         return;
     }
     let site = Site::start(&[]);
     let bytes = site.big();
     for errno in ["EINVAL", "ENOSYS"] {
-        let injection = Injection::attach(&[site.server.pid()], true, &format!("sendfile:error={errno}"));
+        let injection =
+            Injection::attach(&[site.server.pid()], true, &format!("sendfile:error={errno}"));
         let (got, end) = ask(&site.server, b"big\n");
         assert!(got == bytes && end == End::Eof, "{errno}: {} bytes, {end:?}", got.len());
         drop(injection);
@@ -345,8 +363,8 @@ fn without_sendfile_it_copies() {
 }
 
 #[test]
-fn an_error_of_the_disk_ends_in_a_reset() {
-    let who = "an_error_of_the_disk_ends_in_a_reset";
+fn a_disk_error_ends_with_a_reset() {
+    let who = "a_disk_error_ends_with_a_reset";
     if !have("strace", who) {
         return;
     }
@@ -359,13 +377,13 @@ fn an_error_of_the_disk_ends_in_a_reset() {
 }
 
 #[test]
-fn out_of_descriptors_and_back() {
+fn emfile_is_survived() {
     let site = Site::start(&[]);
     let mut held = site.server.connect();
-    eventually("it has a thread", || (site.server.family()[0].threads == 2).then_some(()));
+    eventually("the client has a thread", || (site.server.family()[0].threads == 2).then_some(()));
     let open = testkit::procs::descriptors(site.server.pid()).keys().max().copied().unwrap();
     let before = limit_descriptors(site.server.pid(), open as u64 + 1);
-    held.send("ok.txt\n"); // accepted before, and there is no descriptor for the file
+    held.send("ok.txt\n"); // accepted already, but the file gets no descriptor
     assert_eq!(held.read_to_end(), (b"ERR busy\n".to_vec(), End::Eof));
     drop(held);
     let mut waiting = site.server.connect();
@@ -376,7 +394,7 @@ fn out_of_descriptors_and_back() {
 }
 
 #[test]
-fn a_stop_lets_a_reader_finish_and_waits_for_no_other() {
+fn after_sigterm_a_running_answer_is_completed_and_idle_clients_are_closed() {
     let site = Site::start(&["--grace", "5000"]);
     let bytes = site.big();
     let (mut reader, mut idle) = (site.slow_reader("big"), site.server.connect());
@@ -390,7 +408,7 @@ fn a_stop_lets_a_reader_finish_and_waits_for_no_other() {
 }
 
 #[test]
-fn a_stop_ends_at_the_grace_or_at_the_second_signal() {
+fn the_shutdown_timeout_or_a_second_signal_resets_a_slow_reader() {
     for second in [false, true] {
         let site = Site::start(&["--grace", if second { "60000" } else { "200" }]);
         site.big();
@@ -398,17 +416,20 @@ fn a_stop_ends_at_the_grace_or_at_the_second_signal() {
         let mut server = site.server;
         server.signal(Signal::SIGTERM);
         if second {
-            eventually("it stops listening", || Peer::try_connect(server.addr).is_err().then_some(()));
+            eventually("the server has stopped listening", || {
+                Peer::try_connect(server.addr).is_err().then_some(())
+            });
             server.signal(Signal::SIGINT);
         }
         assert_eq!(server.wait().code(), Some(0));
         let (got, end) = slow.read_to_end();
-        assert!(got.len() < BIG && end != End::Silence, "{} bytes, {end:?}", got.len());
+        assert!(got.len() < BIG, "{} bytes", got.len());
+        assert_eq!(end, End::Reset, "an incomplete file ends with a reset");
     }
 }
 
 #[test]
-fn what_cannot_start_says_why_in_one_line() {
+fn a_start_error_is_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "x").unwrap();
@@ -426,7 +447,12 @@ fn what_cannot_start_says_why_in_one_line() {
         assert_eq!((status, said.lines().count()), (Some(code), 1), "{said}");
         assert!(said.contains(word), "{said}");
     }
-    for args in [&["-p", "0"][..], &["--root"], &["--root", ".", "--max-conns", "0"], &["--root", ".", "-p", "65536"]] {
+    for args in [
+        &["-p", "0"][..],
+        &["--root"],
+        &["--root", ".", "--max-conns", "0"],
+        &["--root", ".", "-p", "65536"],
+    ] {
         assert_eq!(run(args).0, Some(2), "{args:?}");
     }
 }
@@ -439,10 +465,19 @@ fn a_kernel_without_openat2_is_status_69() {
     }
     for errno in ["ENOSYS", "EPERM"] {
         let mut strace = Command::new("strace");
-        strace.args(["-qq", "-o", "/dev/null", "-e", "trace=openat2", "-e", &format!("inject=openat2:error={errno}")]);
-        let output = strace.args([BIN, "-p", "0", "--root", "."]).stdin(Stdio::null()).output().unwrap();
+        strace.args([
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=openat2",
+            "-e",
+            &format!("inject=openat2:error={errno}"),
+        ]);
+        let output =
+            strace.args([BIN, "-p", "0", "--root", "."]).stdin(Stdio::null()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!((output.status.code(), said.lines().count()), (Some(69), 1), "{said}");
-        assert!(output.stdout.is_empty(), "it is not ready");
+        assert!(output.stdout.is_empty(), "the server is not ready");
     }
 }
