@@ -6,6 +6,10 @@
 //! Next: server05-threads
 //! Diff base: server03-prefork
 //! Overload: queue (while all workers are busy, clients wait in the listener's backlog)
+//!
+//! The parent sleeps in ppoll. When a client connects and a worker is free, the parent accepts and
+//! sends the descriptor through a Unix socket pair. A free worker receives it, serves the client,
+//! and then writes one byte: it is free again.
 
 mod fd_channel;
 
@@ -40,8 +44,7 @@ fn main() -> Result<(), Failed> {
     // a check and the sleep.
     let mut pool = Supervisor::new(pool.workers, &server)?;
     let listener = server.listen()?;
-    // The parent sends connections to the workers, and a worker sends one byte when it is free.
-    // All workers share one end of the pair: any free worker receives the next connection.
+    // All workers share one end of the pair. The kernel gives each message to one of them.
     let (parent_end, worker_end) =
         Socket::pair(Domain::UNIX, Type::SEQPACKET, None).context("socketpair")?;
     // The parent sleeps only in ppoll. These calls must not block: accept, sendmsg and recv.
