@@ -1,24 +1,24 @@
-//! Processes that must not outlive this one.
+//! Child processes that end with this process.
 
 use std::io;
 use std::os::unix::process::{CommandExt, parent_id};
 use std::process::{self, Command};
 
-/// The started process gets SIGTERM when this one dies, even of a signal that lets no destructor run.
+/// The kernel sends SIGTERM to the started process when this one ends, also when SIGKILL ends it.
 pub fn bound(command: &mut Command) -> &mut Command {
     let parent = process::id();
     let bind = move || {
-        // SAFETY: PR_SET_PDEATHSIG reads a number and no memory.
+        // SAFETY: PR_SET_PDEATHSIG takes a number and no pointer.
         if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) } == -1 {
             return Err(io::Error::last_os_error());
         }
-        // A parent that died before the prctl sends no signal any more.
+        // The kernel sends no signal if the parent ended before prctl.
         match parent_id() == parent {
             true => Ok(()),
             false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
         }
     };
-    // SAFETY: between fork and exec there are two system calls, and nothing is allocated or locked.
+    // SAFETY: `bind` makes two system calls between fork and exec. It allocates nothing and locks nothing.
     unsafe { command.pre_exec(bind) }
 }
 
@@ -28,8 +28,8 @@ mod tests {
     use std::process::Stdio;
 
     #[test]
-    fn it_dies_with_its_parent() {
-        // The signal is bound to the thread that started the process: here one that ends at once.
+    fn child_ends_with_its_parent() {
+        // The kernel sends the signal when the *thread* that started the process ends. This thread ends at once.
         let start = || bound(Command::new("sleep").arg("60").stdin(Stdio::null())).spawn().unwrap();
         let mut child = std::thread::spawn(start).join().unwrap();
         let status = child.wait().unwrap();

@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 
 use crate::breach::Breach;
 use crate::limits;
+use crate::markers;
 use crate::rules;
-use crate::sizes::{self, CrateSize, FileSize};
+use crate::sizes::{self, CrateSize, FileSize, Lesson};
 use crate::source;
 use crate::tree::{Package, Tree};
 use crate::{diff, guide, table};
@@ -18,8 +19,8 @@ use crate::{diff, guide, table};
 pub fn run(root: &Path, names: &[String], fix: bool) -> Result<()> {
     if fix {
         let tree = Tree::read(root)?;
-        table::write(root, &tree.examples)?;
-        guide::write(root, &tree)?;
+        markers::write(&root.join(table::README), table::NAME, &table::render(&tree.examples))?;
+        markers::write(&root.join(guide::GUIDE), guide::NAME, &guide::render_guide(&tree))?;
     }
     let tree = Tree::read(root)?;
     let chosen: Vec<&Package> = match names {
@@ -58,73 +59,68 @@ fn print_breaches(tree: &Tree, breaches: &[Breach], out: &mut impl Write) -> Res
     Ok(())
 }
 
+/// One line for each file of the examples.
 fn print_examples(tree: &Tree, chosen: &[&Package], out: &mut impl Write) -> Result<()> {
-    let examples: Vec<&&Package> = chosen.iter().filter(|package| package.is_example()).collect();
-    if examples.is_empty() {
-        return Ok(());
+    let mut rows = Vec::new();
+    for package in chosen.iter().filter(|package| package.is_example()) {
+        rows.extend(sizes::of_example(tree, package).iter().map(example_row));
     }
-    let [code, comments, first] = ["code/limit", "comments/100", "first loop"];
-    writeln!(
-        out,
-        "{:36} {code:>10} {comments:>12} {first:>10} {:>10} {:>5}  diff/limit, base",
-        "example", "longest fn", "depth"
-    )?;
-    for package in examples {
-        for file in sizes::of_example(tree, package) {
-            writeln!(out, "{}", row(&file).trim_end())?;
-        }
-    }
-    writeln!(out)?;
-    Ok(())
+    let columns = ["example", "code/limit", "comments/100", "first loop", "longest fn", "depth", "diff/limit, base"];
+    print_table(columns.map(str::to_owned), rows, out)
 }
 
-fn row(file: &FileSize) -> String {
+fn example_row(file: &FileSize) -> [String; 7] {
     let name = if file.lesson.is_some() { file.name.clone() } else { format!("  {}", file.name) };
-    let first = file.lesson.as_ref().map(|lesson| lesson.first_loop.map_or("none".to_owned(), |line| line.to_string()));
-    let change = match file.lesson.as_ref().map(|lesson| &lesson.diff) {
-        Some(Some(diff)) => format!("-{} +{}/{} {}", diff.removed, diff.added, diff.limit, diff.base),
-        Some(None) => "none".to_owned(),
-        None => String::new(),
+    let first_loop = |lesson: &Lesson| lesson.first_loop.map_or("none".to_owned(), |line| line.to_string());
+    let diff = |lesson: &Lesson| match &lesson.diff {
+        Some(diff) => format!("-{} +{}/{} {}", diff.removed, diff.added, diff.limit, diff.base),
+        None => "none".to_owned(),
     };
-    format!(
-        "{name:36} {:>10} {:>12} {:>10} {:>10} {:>5}  {change}",
+    [
+        name,
         out_of(file.code, file.limit),
-        file.comments,
-        first.unwrap_or_default(),
-        sizes::longest(&file.functions),
-        sizes::deepest(&file.functions)
-    )
+        file.comments.to_string(),
+        file.lesson.as_ref().map(first_loop).unwrap_or_default(),
+        sizes::longest(&file.functions).to_string(),
+        sizes::deepest(&file.functions).to_string(),
+        file.lesson.as_ref().map(diff).unwrap_or_default(),
+    ]
 }
 
+/// One line for each library and tool.
 fn print_crates(tree: &Tree, chosen: &[&Package], out: &mut impl Write) -> Result<()> {
-    let crates: Vec<&&Package> = chosen.iter().filter(|package| !package.is_example()).collect();
-    if crates.is_empty() {
+    let crates = chosen.iter().filter(|package| !package.is_example());
+    let rows = crates.map(|package| crate_row(&sizes::of_crate(tree, package))).collect();
+    let columns = ["library or tool, without tests", "code/limit", "", "", "longest fn", "depth", "largest file"];
+    print_table(columns.map(str::to_owned), rows, out)
+}
+
+fn crate_row(size: &CrateSize) -> [String; 7] {
+    let functions: Vec<_> = size.files.iter().flat_map(|source| source::functions(source)).collect();
+    let largest = size.files.iter().map(|source| (source.size().code, &source.path)).max();
+    let largest = largest.map_or(String::new(), |(code, path)| format!("{code} {path}"));
+    let later = if limits::binds(&size.package.folder) { "" } else { "; the limit binds with its issue" };
+    [
+        size.package.folder.clone(),
+        out_of(size.code, size.limit),
+        String::new(),
+        String::new(),
+        sizes::longest(&functions).to_string(),
+        sizes::deepest(&functions).to_string(),
+        largest + later,
+    ]
+}
+
+fn print_table(columns: [String; 7], rows: Vec<[String; 7]>, out: &mut impl Write) -> Result<()> {
+    if rows.is_empty() {
         return Ok(());
     }
-    writeln!(
-        out,
-        "{:36} {:>10} {:>12} {:>10}  largest file",
-        "crate, without tests", "code/limit", "longest fn", "depth"
-    )?;
-    for package in crates {
-        writeln!(out, "{}", crate_row(&sizes::of_crate(tree, package)))?;
+    for [name, code, comments, first_loop, longest, depth, last] in [columns].into_iter().chain(rows) {
+        let line = format!("{name:36} {code:>10} {comments:>12} {first_loop:>10} {longest:>10} {depth:>5}  {last}");
+        writeln!(out, "{}", line.trim_end())?;
     }
     writeln!(out)?;
     Ok(())
-}
-
-fn crate_row(size: &CrateSize) -> String {
-    let functions: Vec<_> = size.files.iter().flat_map(|source| source::functions(source)).collect();
-    let largest = size.files.iter().max_by_key(|source| source.size().code);
-    let largest = largest.map_or(String::new(), |source| format!("{} {}", source.size().code, source.path));
-    let later = if limits::binds(&size.package.folder) { "" } else { "; the limit binds with its issue" };
-    format!(
-        "{:36} {:>10} {:>12} {:>10}  {largest}{later}",
-        size.package.folder,
-        out_of(size.code, size.limit),
-        sizes::longest(&functions),
-        sizes::deepest(&functions)
-    )
 }
 
 fn out_of(value: usize, limit: Option<usize>) -> String {

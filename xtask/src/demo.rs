@@ -1,133 +1,120 @@
-//! `demo`: a server, a load, the process tree while it lasts, and the report.
+//! `demo`: a server, load on it, its processes and threads during the load, and the client's report.
 
+use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use procfs::process::Process;
+use testkit::catalogue::{self, Example};
 use testkit::procs::{self, Proc};
 use testkit::{Server, describe};
 
 use crate::bound::bound;
+use crate::diff;
 use crate::print::say;
-use crate::{diff, table};
+
+/// How often the processes are sampled.
+const INTERVAL: Duration = Duration::from_millis(20);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub fn list(root: &Path) -> Result<()> {
-    for line in table::render(&testkit::catalogue::examples(root)?).lines().skip(2) {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let name = cells.get(1).and_then(|cell| cell.split(['[', ']']).nth(1)).unwrap_or_default();
-        say(&format!("{name:24} {}", cells.get(2).unwrap_or(&"")));
-    }
+    let examples = catalogue::examples(root)?;
+    examples.iter().for_each(|example| say(&format!("{:24} {}", example.name, example.description)));
     Ok(())
 }
 
 pub fn run(root: &Path, name: &str) -> Result<()> {
-    let examples = testkit::catalogue::examples(root)?;
-    let example = examples
-        .iter()
-        .find(|example| example.name == name)
-        .with_context(|| diff::unknown(name, examples.iter().map(|example| example.name.as_str())))?;
+    let examples = catalogue::examples(root)?;
+    let unknown = || diff::unknown(name, examples.iter().map(|example| example.name.as_str()));
+    let example = examples.iter().find(|example| example.name == name).with_context(unknown)?;
     build(root, name)?;
-    let bin = root.join("target/debug");
+    let target = root.join("target");
+    let start = |program: &str, args: &[&str]| {
+        let mut command = Command::new(target.join("debug").join(program));
+        command.args(args).stdin(Stdio::null());
+        command
+    };
 
-    let is_chat = example.family == "chat";
-    // A log would stay behind.
-    let args = if is_chat { &["-p", "0", "--no-log"][..] } else { &["-p", "0"] };
-    say(&format!("{name}: {}\n\n$ {name} {}", example.description, args.join(" ")));
-    let mut server = Server::try_start(bound(Command::new(bin.join(name)).args(args))).map_err(anyhow::Error::msg)?;
+    say(&format!("{name}: {}\n\n$ {name} -p 0", example.description));
+    // A chat may write its log into the current folder.
+    let mut command = start(name, &["-p", "0"]);
+    let mut server = Server::try_start(bound(command.current_dir(&target))).map_err(anyhow::Error::msg)?;
     say(&format!("listening on {}\n", server.addr));
-    let port = server.addr.port().to_string();
 
-    // Clients that stay, so that there is something to see: a place for each of them where the model has several.
-    let crowd = example.slots.clamp(1, 5).to_string();
-    let load = match is_chat {
-        true => vec!["--chat", "-p", &port, "-c", "5", "-R", "20", "-d", "1s", "-s", "5"],
-        false => vec!["-q", "-p", &port, "-c", &crowd, "-k", "0", "-d", "1s"],
-    };
-    say(&format!("$ client {}   (in the background, while the processes are looked at)", load.join(" ")));
-    let mut background =
-        bound(Command::new(bin.join("client")).args(&load).stdout(Stdio::null())).spawn().context("client")?;
-    let widest = widest(&server, &mut background)?;
-    tree(&server, &widest);
-
-    let load = match is_chat {
-        true => vec!["--chat", "-p", &port, "-c", "20", "-s", "10", "-R", "100", "-d", "2s"],
-        false => vec!["-p", &port, "-c", "5", "-t", "200", "-b", "3000"],
-    };
-    say(&format!("\n$ client {}", load.join(" ")));
-    let status = bound(Command::new(bin.join("client")).args(&load).stdin(Stdio::null())).status().context("client")?;
+    let [first, second] = loads(example, &server.addr.port().to_string());
+    let line = |load: &[String]| format!("$ client {}", load.join(" "));
+    let client = |load: &[String]| start("client", &load.iter().map(String::as_str).collect::<Vec<_>>());
+    say(&format!("{}   (in the background, while the processes are sampled)", line(&first)));
+    let background = bound(client(&first).stdout(Stdio::null())).spawn().context("client")?;
+    print_processes(&server, &largest_sample(&server, background)?);
+    say(&format!("\n{}", line(&second)));
+    let status = bound(&mut client(&second)).status().context("client")?;
 
     say(&format!("\n$ kill -TERM {}", server.pid()));
     let stopped = server.stop();
     say(server.log().trim_end());
     stopped.map_err(anyhow::Error::msg)?;
-    say("exit 0, no process left\n");
+    say("exit status 0, no process left\n");
     ensure!(status.success(), "client: {}", describe(status));
-    let other = if is_chat { "chat -- --nick alice" } else { "client" };
+    let other = if example.family == "chat" { "chat -- --nick alice" } else { "client" };
     say(&format!("By hand, in two terminals: cargo run -p {name}\n                           cargo run -p {other}"));
-    say(&format!("What to look at:           {name}/README.md"));
+    say(&format!("What to observe:           {name}/README.md"));
     Ok(())
 }
 
 fn build(root: &Path, name: &str) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status =
-        Command::new(cargo).args(["build", "--quiet", "-p", name, "-p", "client"]).current_dir(root).status()?;
-    ensure!(status.success(), "the build failed");
+    let args = ["build", "--quiet", "-p", name, "-p", "client"];
+    ensure!(Command::new(cargo).args(args).current_dir(root).status()?.success(), "the build failed");
     Ok(())
 }
 
-/// A process at one moment.
-struct Look {
-    proc: Proc,
-    name: String,
-    descriptors: usize,
-    memory_kib: u64,
-    sleeps_in: String,
+/// The arguments of two clients: one that keeps its connections while the processes are sampled, one with a report.
+fn loads(example: &Example, port: &str) -> [Vec<String>; 2] {
+    let clients = example.slots.clamp(1, 5);
+    let loads = match example.family.as_str() {
+        "chat" => ["--chat -c 5 -R 20 -d 1s -s 5".to_owned(), "--chat -c 20 -s 10 -R 100 -d 2s".to_owned()],
+        _ => [format!("-q -c {clients} -k 0 -d 1s"), "-c 5 -t 200 -b 3000".to_owned()],
+    };
+    loads.map(|load| ["-p", port].into_iter().chain(load.split(' ')).map(str::to_owned).collect())
 }
 
-/// Looks at the family until the load ends, and keeps the look that saw the most processes and threads.
-fn widest(server: &Server, load: &mut std::process::Child) -> Result<Vec<Look>> {
-    let mut widest: Vec<Look> = Vec::new();
-    let size = |looks: &[Look]| looks.iter().map(|look| look.proc.threads).sum::<i64>();
-    let end = Instant::now() + Duration::from_secs(20);
+/// Samples the processes until the load ends. Returns the sample with the most threads.
+fn largest_sample(server: &Server, mut load: Child) -> Result<Vec<(Proc, String)>> {
+    let mut largest: Vec<(Proc, String)> = Vec::new();
+    let threads = |sample: &[(Proc, String)]| sample.iter().map(|(process, _)| process.threads).sum::<i64>();
+    let end = Instant::now() + LOAD_TIMEOUT;
     while load.try_wait()?.is_none() && Instant::now() < end {
-        let now: Vec<Look> = server.family().into_iter().filter(|proc| proc.state != 'Z').map(look).collect();
-        if size(&now) > size(&widest) {
-            widest = now;
+        let processes = server.family().into_iter().filter(|process| process.state != 'Z');
+        let sample: Vec<(Proc, String)> = processes.map(|process| (process.clone(), row(&process))).collect();
+        if threads(&sample) > threads(&largest) {
+            largest = sample;
         }
-        std::thread::sleep(Duration::from_millis(20)); // the rate of looking
+        std::thread::sleep(INTERVAL);
     }
     let _ = load.kill();
     ensure!(load.wait()?.success(), "the load in the background failed");
-    Ok(widest)
+    Ok(largest)
 }
 
-fn look(proc: Proc) -> Look {
-    let pid = proc.pid;
-    let name = Process::new(pid).and_then(|process| process.stat()).map(|stat| stat.comm).unwrap_or_default();
-    let sleeps_in = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
-    // The compiler names its copies of a function behind a dot.
-    let sleeps_in = sleeps_in.split_once('.').map_or(sleeps_in.clone(), |(name, _)| name.to_owned());
-    let sleeps_in = if sleeps_in.is_empty() || sleeps_in == "0" { "(running)".to_owned() } else { sleeps_in };
-    let memory_kib = procs::status_kib(pid, "VmRSS:");
-    Look { proc, name, descriptors: procs::descriptors(pid).len(), memory_kib, sleeps_in }
+fn row(process: &Proc) -> String {
+    let Proc { pid, state, threads, .. } = process;
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let wchan = read("wchan");
+    // The compiler appends a dot and a suffix to the name of a copied function.
+    let sleeps_in = match wchan.split('.').next() {
+        None | Some("" | "0") => "(running)",
+        Some(function) => function,
+    };
+    let (descriptors, memory) = (procs::descriptors(*pid).len(), procs::status_kib(*pid, "VmRSS:"));
+    let name = read("comm");
+    format!("{pid:>7}  {state:<5}  {threads:>7}  {descriptors:>11}  {memory:>7}  {sleeps_in:<18}  {}", name.trim())
 }
 
-fn tree(server: &Server, looks: &[Look]) {
+fn print_processes(server: &Server, sample: &[(Proc, String)]) {
     say("\n    PID  STATE  THREADS  DESCRIPTORS  RSS KiB  SLEEPS IN           PROCESS");
-    for look in looks {
-        let indent = if look.proc.pid == server.pid() { "" } else { "  └ " };
-        say(&format!(
-            "{:>7}  {:<5}  {:>7}  {:>11}  {:>7}  {:<18}  {indent}{}",
-            look.proc.pid,
-            look.proc.state,
-            look.proc.threads,
-            look.descriptors,
-            look.memory_kib,
-            look.sleeps_in,
-            look.name
-        ));
+    for (process, row) in sample {
+        say(&format!("{row}{}", if process.pid == server.pid() { "" } else { " (child)" }));
     }
 }

@@ -8,6 +8,7 @@ mod demo;
 mod diff;
 mod guide;
 mod limits;
+mod markers;
 mod print;
 mod rules;
 mod sizes;

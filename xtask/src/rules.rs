@@ -10,7 +10,6 @@ mod commands;
 mod copies;
 pub mod header;
 mod lesson;
-mod plain;
 mod readme;
 mod truths;
 mod words;
@@ -29,7 +28,6 @@ pub const ALL: &[Rule] = &[
     circles::files,
     copies::functions,
     lesson::calls,
-    plain::words,
     header::keys,
     readme::sections,
     commands::names,
@@ -37,5 +35,5 @@ pub const ALL: &[Rule] = &[
     readme::manifests,
     truths::listed,
     truths::guide,
-    words::banned,
+    words::refused,
 ];

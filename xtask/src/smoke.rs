@@ -1,47 +1,48 @@
-//! The release build under real load: what the README promises, with the real client and with nc.
+//! The release build under load: the real client against every byte service, and nc as a second client.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use testkit::catalogue::{self, Example};
 use testkit::oracle::{self, Baseline};
 use testkit::{Peer, Server};
 
 use crate::bound::bound;
+use crate::print::say;
+use crate::tree::{Kind, Tree};
 
-/// 50 clients x 2000 connections x 4000 bytes against every byte service.
+/// 50 clients x 2000 connections x 4000 bytes against every byte service, edge-triggered epoll included.
 pub fn run(root: &Path) -> Result<()> {
     let bin = root.join("target/release");
-    for example in catalogue::examples(root)?.iter().filter(|example| example.family == "byte service") {
-        smoke(&bin, example).with_context(|| example.name.clone())?;
+    for (_, program) in Tree::read(root)?.lessons().filter(|(package, _)| package.kind == Kind::Server) {
+        smoke(&bin, &program.name).with_context(|| program.name.clone())?;
     }
     Ok(())
 }
 
-fn smoke(bin: &Path, example: &Example) -> Result<()> {
-    let mut server = start(bin, example)?;
-    // Fifty at once have a high-water mark of memory, such as the stacks that glibc keeps for the next thread: that is
-    // no leak, and belongs to the base line.
+fn smoke(bin: &Path, name: &str) -> Result<()> {
+    let mut server = start(bin, name, &[])?;
+    // 50 clients at once leave memory behind, such as the stacks that glibc keeps for the next threads. That is no leak
+    // and belongs to the baseline.
     load(bin, &server, "100")?;
     let base = Baseline::of(&server);
     let report = load(bin, &server, "2000")?;
     let rate = report.lines().find(|line| line.starts_with("rate")).unwrap_or_default();
-    crate::print::say(&format!("{:22} 100000 answers, 0 errors; {rate}", example.name));
+    say(&format!("{name:22} 100000 answers, 0 errors; {rate}"));
 
-    // UNP's habit: no -N, so that nc waits for the server, whose idle deadline is a matter of milliseconds here.
-    let habit = start_with(bin, example, &["--idle-timeout", "300"])?;
-    let line = format!("printf '3000\\n' | nc {} {} | wc -c", habit.addr.ip(), habit.addr.port());
+    // Without -N, nc waits until the server closes the connection: here after a short idle timeout.
+    let waiting = start(bin, name, &["--idle-timeout", "300"])?;
+    let line = format!("printf '3000\\n' | nc {} {} | wc -c", waiting.addr.ip(), waiting.addr.port());
     let counted = Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).output().context("sh")?;
     let counted = String::from_utf8_lossy(&counted.stdout).trim().to_owned();
-    ensure!(counted == "3000", "`{line}` says {counted}");
+    ensure!(counted == "3000", "`{line}` prints {counted}");
 
     let faults = oracle::faults(&mut server, &base);
     ensure!(faults.is_empty(), "after the load: {}", faults.join("; "));
     if let Err(fault) = server.stop() {
         bail!("{fault}");
     }
-    ensure!(Peer::try_connect(server.addr).is_err(), "it listens after its end");
+    ensure!(Peer::try_connect(server.addr).is_err(), "the port still accepts connections after the server's exit");
     Ok(())
 }
 
@@ -56,11 +57,7 @@ fn load(bin: &Path, server: &Server, tries: &str) -> Result<String> {
     Ok(report)
 }
 
-fn start(bin: &Path, example: &Example) -> Result<Server> {
-    start_with(bin, example, &[])
-}
-
-fn start_with(bin: &Path, example: &Example, args: &[&str]) -> Result<Server> {
-    let mut command = Command::new(bin.join(&example.name));
+fn start(bin: &Path, name: &str, args: &[&str]) -> Result<Server> {
+    let mut command = Command::new(bin.join(name));
     Server::try_start(bound(command.args(["-p", "0"]).args(args))).map_err(anyhow::Error::msg)
 }

@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use cargo_metadata::camino::Utf8Path;
 use cargo_metadata::{MetadataCommand, Target};
 use testkit::catalogue::{self, Example};
@@ -68,21 +67,18 @@ impl Program {
 pub struct Tree {
     pub packages: Vec<Package>,
     pub examples: Vec<Example>,
-    /// Path relative to the root, and text, of every Rust, Markdown and TOML file that git knows or would add.
+    /// Path relative to the root, and text, of every Rust, Markdown and TOML file.
     pub texts: Vec<(String, String)>,
     pub sources: Vec<Source>,
 }
 
 impl Tree {
     pub fn read(root: &Path) -> Result<Tree> {
-        let mut texts = Vec::new();
-        let mut sources = Vec::new();
-        for path in paths(root)? {
-            let known = [".rs", ".md", ".toml"].iter().any(|end| path.ends_with(end)) || path == ".ci/run";
-            // A file that git knows may be deleted and not yet committed.
-            if !known || !root.join(&path).exists() {
-                continue;
-            }
+        let mut paths = Vec::new();
+        walk(root, root, &mut paths)?;
+        paths.sort();
+        let (mut texts, mut sources) = (Vec::new(), Vec::new());
+        for path in paths {
             let text = fs::read_to_string(root.join(&path)).with_context(|| path.clone())?;
             if path.ends_with(".rs") {
                 sources.push(Source::parse(&path, &text)?);
@@ -121,7 +117,7 @@ impl Tree {
         self.sources.iter().filter(move |source| source.path.starts_with(&start) && !source.is_test_file())
     }
 
-    /// The programs of servers and chats that are no naive twin: the examples, and edge-triggered epoll.
+    /// The programs of servers and chats without the naive twins: the examples, and edge-triggered epoll.
     pub fn lessons(&self) -> impl Iterator<Item = (&Package, &Program)> {
         let examples = self.packages.iter().filter(|package| matches!(package.kind, Kind::Server | Kind::Chat));
         let programs = examples.flat_map(|package| package.programs.iter().map(move |program| (package, program)));
@@ -167,32 +163,15 @@ fn packages(root: &Path, examples: &[Example]) -> Result<Vec<Package>> {
     Ok(packages)
 }
 
-/// The files of the workspace: those that git knows or would add. Without a clone, as in an archive: all files.
-fn paths(root: &Path) -> Result<Vec<String>> {
-    if !root.join(".git").exists() {
-        let mut found = Vec::new();
-        walk(root, root, &mut found)?;
-        return Ok(found);
-    }
-    let listed = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard"])
-        .current_dir(root)
-        .output()
-        .context("git ls-files")?;
-    ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr).trim());
-    let mut paths: Vec<String> = String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect();
-    // During a merge git lists a path once per version.
-    paths.dedup();
-    Ok(paths)
-}
-
+/// Adds the paths of the Rust, Markdown and TOML files in a folder, and of `.ci/run`.
 fn walk(root: &Path, folder: &Path, found: &mut Vec<String>) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
-        if !path.is_dir() {
-            found.push(path.strip_prefix(root).unwrap_or(&path).display().to_string());
-        } else if path != root.join("target") {
+        let relative = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+        if path.is_dir() && relative != "target" && relative != ".git" {
             walk(root, &path, found)?;
+        } else if [".rs", ".md", ".toml"].iter().any(|end| relative.ends_with(end)) || relative == ".ci/run" {
+            found.push(relative);
         }
     }
     Ok(())

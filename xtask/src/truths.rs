@@ -1,4 +1,4 @@
-//! `truths`: runs every truth test of the workspace, and keeps the table of what they say in misc/TRUTHS.md.
+//! `truths`: runs the tests of kernel behaviour, and writes their results to misc/TRUTHS.md.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, ensure};
 
 use crate::guide::{self, Row, Truth};
+use crate::markers;
 use crate::print::say;
 use crate::tools;
 use crate::tree::{Package, Tree};
@@ -31,7 +32,7 @@ impl Outcome {
     }
 }
 
-/// Runs the truths of the packages `only`, or of all packages that have any.
+/// Runs the tests of the packages `only`, or of all packages with a tests/truths.rs.
 pub fn run(root: &Path, only: &[String], write: bool) -> Result<()> {
     let tree = Tree::read(root)?;
     let all: Vec<&Package> = tree.packages_that(|package| package.has_truths).collect();
@@ -51,11 +52,11 @@ pub fn run(root: &Path, only: &[String], write: bool) -> Result<()> {
         let mut rows = merge(&seen, &old, &today(), &kernel()?);
         rows.extend(old.iter().filter(|row| is_kept(&row.truth.folder)).cloned());
         fs::write(&path, guide::render_truths(&rows)).with_context(|| guide::TRUTHS.to_owned())?;
-        guide::write(root, &tree)?;
+        markers::write(&root.join(guide::GUIDE), guide::NAME, &guide::render_guide(&tree))?;
         say(&format!("written: {}", guide::TRUTHS));
     }
     let failed = seen.iter().filter(|(_, outcome)| *outcome == Outcome::Failed).count();
-    ensure!(failed == 0, "{failed} of {} truths do not hold on this machine", seen.len());
+    ensure!(failed == 0, "{failed} of {} tests failed on this machine", seen.len());
     Ok(())
 }
 
@@ -86,7 +87,7 @@ fn run_tests(root: &Path, package: &Package) -> Result<Vec<(Truth, Outcome)>> {
     Ok(seen)
 }
 
-/// What libtest says of each test: `test NAME ... ok`. A test that passed and said SKIPPED has shown nothing.
+/// The results that libtest prints: `test NAME ... ok`. A test that passed and printed SKIPPED was skipped.
 fn results(text: &str) -> BTreeMap<String, Outcome> {
     let mut results = BTreeMap::new();
     let mut section = None;
@@ -110,7 +111,7 @@ fn results(text: &str) -> BTreeMap<String, Outcome> {
     results
 }
 
-/// The sum, and by name what did not pass.
+/// The counts, and the names of the tests that did not pass.
 fn report(seen: &[(Truth, Outcome)]) {
     let count = |what| seen.iter().filter(|(_, outcome)| *outcome == what).count();
     let (passed, skipped, failed) = (count(Outcome::Passed), count(Outcome::Skipped), count(Outcome::Failed));
@@ -120,7 +121,7 @@ fn report(seen: &[(Truth, Outcome)]) {
     }
 }
 
-/// A truth that did not pass now keeps the day and the kernel of its last pass.
+/// The row of a test that did not pass keeps the day and the kernel of its last pass.
 fn merge(seen: &[(Truth, Outcome)], old: &[Row], today: &str, kernel: &str) -> Vec<Row> {
     let row = |(truth, outcome): &(Truth, Outcome)| {
         let before = old.iter().find(|row| row.truth == *truth);
@@ -139,7 +140,7 @@ fn today() -> String {
     now.split('T').next().unwrap_or_default().to_owned()
 }
 
-/// The release without what a distribution puts behind it.
+/// The release without the suffix of the distribution.
 fn kernel() -> Result<String> {
     const PATH: &str = "/proc/sys/kernel/osrelease";
     let release = fs::read_to_string(PATH).context(PATH)?;
@@ -156,7 +157,7 @@ mod tests {
         SKIPPED: truth_h_three: no network of its own\n\nfailures:\n    truth_h_two\n";
 
     #[test]
-    fn libtest_is_read() {
+    fn results_of_libtest_are_read() {
         let results = results(LIBTEST);
         let of = |name: &str| results.get(name).copied();
         assert_eq!(of("truth_h_one"), Some(Outcome::Passed));
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_pass_is_kept() {
+    fn failed_test_keeps_its_last_pass() {
         let truth = |name: &str| Truth::of(name, "misc/x").unwrap();
         let old = [Row {
             truth: truth("truth_h_two"),
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_is_a_day() {
+    fn today_and_kernel_have_their_forms() {
         assert_eq!(today().len(), "2026-01-01".len());
         assert!(kernel().unwrap().starts_with(|c: char| c.is_ascii_digit()));
     }

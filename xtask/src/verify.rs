@@ -1,4 +1,4 @@
-//! `verify`: everything that must hold, in one command. CI runs this and nothing else.
+//! `verify`: all checks and tests in one command. CI runs only this command.
 
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::print::say;
 use crate::{check, smoke, tools};
 
-/// A step: its name, and what it does.
+/// The name of a step, and its function.
 type Step = (&'static str, fn(&Path) -> Result<()>);
 
 const STEPS: &[Step] = &[
@@ -42,17 +42,18 @@ pub fn run(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs cargo, shows what it says, and does not let a skipped test pass for a passed one.
+/// Runs cargo and prints its output. A skipped test is an error.
 fn cargo(root: &Path, args: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // One pipe for both streams, so that the order of the lines stays.
+    // One pipe for both streams keeps the order of the lines.
     let (reader, writer) = io::pipe().context("pipe")?;
     let mut command = Command::new(cargo);
     command.args(args).current_dir(root).env("REQUIRE_ALL_TESTS", "1").env("PATH", tools::path());
     command.stdin(Stdio::null());
     command.stdout(writer.try_clone().context("pipe")?).stderr(writer);
     let mut child = command.spawn().context("cargo")?;
-    drop(command); // its copies of the pipe's write end would keep the loop below from ever seeing the end
+    // The command has copies of the write end: with them, the loop below would never read end of file.
+    drop(command);
     let mut skipped = Vec::new();
     for line in BufReader::new(reader).split(b'\n') {
         let line = String::from_utf8_lossy(&line.context("cargo")?).into_owned();

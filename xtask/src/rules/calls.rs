@@ -1,4 +1,4 @@
-//! Which calls may stand where: in the libraries, in a child after fork, and in a signal handler.
+//! The calls that a library, a child after fork and a signal handler may make.
 
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
@@ -7,10 +7,10 @@ use crate::breach::Breach;
 use crate::source::{self, Source};
 use crate::tree::{Kind, Package, Tree};
 
-/// The calls that examples teach: not in `common` and not in `lifecycle`.
+/// The calls that examples teach. `common` and `lifecycle` must not make them.
 const LESSONS: &str = "fork accept accept4 accept_raw select pselect sendmsg recvmsg spawn spawn_scoped scope mmap mkfifo \
     sendfile set_reuse_port set_linger set_tcp_cork";
-/// What `lifecycle` does for every server, and what ends a process: not in `common`.
+/// The calls of `lifecycle`, and the calls that end a process. `common` must not make them.
 const PROCESS: &str = "poll ppoll sigaction signal waitpid wait exit _exit abort kill flock panic! unreachable! println! \
     eprintln!";
 /// Async-signal-safe system calls (signal-safety(7)), atomics, and code that only moves values.
@@ -56,10 +56,12 @@ pub fn child_arm(tree: &Tree) -> Vec<Breach> {
     tree.packages_that(is_server_or_chat).flat_map(child_arms).collect()
 }
 
-/// The child's arm of `match unsafe { fork() }` is one call of a function of type `!`, and fork is called nowhere else.
+/// The child's arm of `match unsafe { fork() }` is one call of a function of type `!`, and no other code calls fork.
 fn child_arm_of(sources: &[&Source]) -> Vec<Breach> {
     let mut breaches = Vec::new();
-    let never: Vec<String> = sources.iter().flat_map(|source| functions_of_type_never(source)).collect();
+    let functions = sources.iter().flat_map(|source| source::functions(source));
+    let never = functions.filter(|function| function.signature.ends_with("- > !")).map(|function| function.name);
+    let never: Vec<String> = never.collect();
     for source in sources {
         let mut arms = Arms { never: &never, matched: Vec::new(), bad: Vec::new() };
         arms.visit_file(&source.file);
@@ -67,7 +69,7 @@ fn child_arm_of(sources: &[&Source]) -> Vec<Breach> {
             source.calls().into_iter().filter(|(name, line)| last(name) == "fork" && !arms.matched.contains(line));
         let unmatched = "fork outside `match unsafe { fork() }` with an arm for ForkResult::Child";
         breaches.extend(forks.map(|(_, line)| Breach::new(&source.path, line, unmatched)));
-        let bad = "the child's arm after fork must be a single call of a function of type `!`";
+        let bad = "the child's arm after fork must be one call of a function that returns `!`";
         breaches.extend(arms.bad.iter().map(|line| Breach::new(&source.path, *line, bad)));
     }
     breaches
@@ -103,18 +105,6 @@ fn text(span: proc_macro2::Span) -> String {
 
 fn calls_in(text: &str) -> Vec<(String, usize)> {
     source::calls(text.parse().unwrap_or_default())
-}
-
-fn functions_of_type_never(source: &Source) -> Vec<String> {
-    let never = |output: &syn::ReturnType| match output {
-        syn::ReturnType::Type(_, kind) => matches!(**kind, syn::Type::Never(_)),
-        syn::ReturnType::Default => false,
-    };
-    let name = |item: &syn::Item| match item {
-        syn::Item::Fn(function) if never(&function.sig.output) => Some(function.sig.ident.to_string()),
-        _ => None,
-    };
-    source.file.items.iter().filter_map(name).collect()
 }
 
 fn is_call_of(names: &[String], body: &syn::Expr) -> bool {

@@ -9,7 +9,7 @@ use syn::visit::{self, Visit};
 
 use crate::breach::Breach;
 use crate::limits;
-use crate::source::{Source, is_test};
+use crate::source::Source;
 use crate::tree::Tree;
 
 /// The names of modules, from the root of a crate.
@@ -43,6 +43,7 @@ fn files_of<'t>(sources: impl Iterator<Item = &'t Source>, root: &str) -> Files 
             if source.path == root { Module::new() } else { module.split('/').map(str::to_owned).collect() };
         let mut file = File { path: source.path.clone(), ..File::default() };
         file.visit_file(&source.file);
+        file.paths.retain(|(_, line)| !source.is_test(*line));
         files.insert(module, file);
     }
     files
@@ -112,17 +113,9 @@ fn descend<'f>(files: &'f Files, mut at: Module, names: &[String], depth: usize)
 }
 
 impl<'a> Visit<'a> for File {
-    fn visit_item_mod(&mut self, module: &'a syn::ItemMod) {
-        if !is_test(&module.attrs) {
-            visit::visit_item_mod(self, module);
-        }
-    }
-
     fn visit_item_use(&mut self, item: &'a syn::ItemUse) {
-        if !is_test(&item.attrs) {
-            let is_export = !matches!(item.vis, syn::Visibility::Inherited);
-            self.add_use(&item.tree, &mut Module::new(), is_export);
-        }
+        let is_export = !matches!(item.vis, syn::Visibility::Inherited);
+        self.add_use(&item.tree, &mut Module::new(), is_export);
     }
 
     fn visit_path(&mut self, path: &'a syn::Path) {
@@ -147,7 +140,7 @@ impl File {
             syn::UseTree::Group(group) => {
                 return group.items.iter().for_each(|tree| self.add_use(tree, before, is_export));
             }
-            syn::UseTree::Glob(_) => return self.paths.push((before.clone(), 1)),
+            syn::UseTree::Glob(glob) => return self.paths.push((before.clone(), glob.star_token.span.start().line)),
             syn::UseTree::Name(name) => (&name.ident, &name.ident),
             syn::UseTree::Rename(rename) => (&rename.ident, &rename.rename),
         };

@@ -1,16 +1,16 @@
-//! The commands that READMEs and headers tell the reader to type.
+//! The commands in READMEs and headers.
 
 use crate::breach::Breach;
 use crate::tree::Tree;
 
-/// What may be named.
+/// The names that exist.
 struct Known<'a> {
     packages: Vec<&'a str>,
     examples: Vec<&'a str>,
     subcommands: Vec<String>,
 }
 
-/// `cargo run -p NAME`, `cargo demo NAME` and `cargo xtask SUB` name what exists.
+/// `cargo run -p NAME`, `cargo demo NAME` and `cargo xtask NAME` have a name that exists.
 pub fn names(tree: &Tree) -> Vec<Breach> {
     let known = Known {
         packages: tree.packages.iter().map(|package| package.name.as_str()).collect(),
@@ -19,17 +19,17 @@ pub fn names(tree: &Tree) -> Vec<Breach> {
     };
     let mut breaches = Vec::new();
     for (path, text) in tree.texts.iter().filter(|(path, _)| path.ends_with(".md")) {
-        breaches.extend(judge(path, &code_of(text), &known));
+        breaches.extend(check(path, &code_of(text), &known));
     }
     for (_, program) in tree.lessons() {
         if let Some(source) = tree.source(&program.path) {
-            breaches.extend(judge(&source.path, &header_of(&source.text), &known));
+            breaches.extend(check(&source.path, &header_of(&source.text), &known));
         }
     }
     breaches
 }
 
-/// The code of a Markdown text, fenced or between backticks, with its lines.
+/// The code of a Markdown text, in fences or between backticks, with its lines.
 fn code_of(text: &str) -> Vec<(usize, String)> {
     let mut code: Vec<(usize, String)> = Vec::new();
     let (mut fenced, mut inside) = (false, false);
@@ -40,14 +40,14 @@ fn code_of(text: &str) -> Vec<(usize, String)> {
         } else if fenced {
             code.push((number, line.to_owned()));
         } else if line.trim().is_empty() {
-            // Backticks that do not pair end with their paragraph.
+            // A backtick without a partner ends with its paragraph.
             inside = false;
         } else {
             for (index, part) in line.split('`').enumerate() {
                 let begins = index > 0;
                 inside ^= begins;
                 match code.last_mut() {
-                    // A piece of code may go on in the next line.
+                    // Code between backticks may continue on the next line.
                     Some((_, text)) if inside && !begins => *text = format!("{text} {part}"),
                     _ if inside => code.push((number, part.to_owned())),
                     _ => {}
@@ -63,7 +63,7 @@ fn header_of(text: &str) -> Vec<(usize, String)> {
     lines.filter(|(_, line)| line.contains("cargo ")).map(|(number, line)| (number, line.to_owned())).collect()
 }
 
-fn judge(path: &str, code: &[(usize, String)], known: &Known) -> Vec<Breach> {
+fn check(path: &str, code: &[(usize, String)], known: &Known) -> Vec<Breach> {
     let mut breaches = Vec::new();
     for (line, text) in code {
         for command in commands(text) {
@@ -75,7 +75,7 @@ fn judge(path: &str, code: &[(usize, String)], known: &Known) -> Vec<Breach> {
     breaches
 }
 
-/// The arguments of each cargo in a piece of code, without those that cargo hands on.
+/// The arguments of each cargo command in a piece of code, without those that cargo passes to the program.
 fn commands(text: &str) -> Vec<Vec<&str>> {
     let mut commands: Vec<Vec<&str>> = Vec::new();
     let mut open = false;
@@ -93,7 +93,7 @@ fn commands(text: &str) -> Vec<Vec<&str>> {
     commands
 }
 
-/// What in the arguments names nothing that exists.
+/// A reason if a name in the arguments does not exist.
 fn unknown(arguments: &[&str], known: &Known) -> Option<String> {
     for pair in arguments.windows(2) {
         if let ["-p" | "--package", name] = pair
@@ -126,11 +126,11 @@ mod tests {
     fn breaches(text: &str) -> Vec<Breach> {
         let subcommands = ["check", "demo", "help"].map(str::to_owned).to_vec();
         let known = Known { packages: vec!["client", "server01-fork"], examples: vec!["server01-fork"], subcommands };
-        judge("x.md", &code_of(text), &known)
+        check("x.md", &code_of(text), &known)
     }
 
     #[test]
-    fn commands_name_what_exists() {
+    fn command_with_an_unknown_name_is_a_breach() {
         for good in [
             "```console\n$ cargo run -p server01-fork -- -p 0\n$ cargo run --release -p client | head\n```",
             "`cargo xtask check --fix`, `cargo demo server01-fork` and `cargo demo NAME`; `cargo demo --list`",
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_too() {
+    fn commands_of_headers_are_checked() {
         let text = "//! Title.\n//! Run: cargo run -p nobody\n\n// cargo run -p nobody-else\n";
         assert_eq!(header_of(text).len(), 1);
     }

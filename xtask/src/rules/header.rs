@@ -74,7 +74,7 @@ mod tests {
     const GOOD: &str = "//! Title.\n//!\n//! Run: a\n//! Try: b\n//! Prev: none\n//! Next: none\n//! Diff base: x\n//! Overload: queue\n\nuse a;\n";
 
     #[test]
-    fn keys_have_an_order() {
+    fn keys_in_another_order_are_a_breach() {
         assert_eq!(order(GOOD), None);
         for bad in [&GOOD.replace("//! Try: b\n", ""), &GOOD.replace("Prev", "Foo"), "fn main() {}"] {
             assert!(order(bad).is_some(), "{bad}");

@@ -2,21 +2,13 @@
 
 use crate::breach::Breach;
 use crate::limits;
+use crate::markers;
 use crate::table;
 use crate::tree::{Package, Tree};
 
 /// The sections of a README, which is a chapter of the book.
-const SECTIONS: [&str; 9] = [
-    "Idea",
-    "Run",
-    "Observe",
-    "What goes wrong",
-    "Syscalls in this lesson",
-    "When to use it and what it costs",
-    "Exercises",
-    "References",
-    "Next",
-];
+const SECTIONS: &str = "Idea, Run, Observe, What goes wrong, Syscalls in this lesson, When to use it and what it costs, \
+    Exercises, References, Next";
 
 pub fn sections(tree: &Tree) -> Vec<Breach> {
     let mut breaches = Vec::new();
@@ -47,7 +39,7 @@ fn sections_of(path: &str, text: &str) -> Vec<Breach> {
     let mut found: Vec<&str> = Vec::new();
     let (mut fenced, mut transcript) = (false, false);
     for line in text.lines() {
-        // A `## ` between fences is a transcript's.
+        // A `## ` between fences belongs to a transcript.
         if line.starts_with("```") {
             fenced = !fenced;
             transcript |= found.last() == Some(&"Observe");
@@ -55,8 +47,9 @@ fn sections_of(path: &str, text: &str) -> Vec<Breach> {
             found.push(title);
         }
     }
+    let found = found.join(", ");
     if found != SECTIONS {
-        return vec![Breach::new(path, 1, format!("the sections must be {SECTIONS:?}; found {found:?}"))];
+        return vec![Breach::new(path, 1, format!("the sections must be: {SECTIONS}; found: {found}"))];
     }
     match transcript {
         true => Vec::new(),
@@ -65,31 +58,22 @@ fn sections_of(path: &str, text: &str) -> Vec<Breach> {
 }
 
 pub fn table(tree: &Tree) -> Vec<Breach> {
-    let readme = tree.text("README.md").unwrap_or_default();
-    match table::current(readme) {
-        Some(table) if table == table::render(&tree.examples) => Vec::new(),
-        _ => vec![Breach::new(
-            "README.md",
-            1,
-            "the table of examples is not the catalogue's; run `cargo xtask check --fix`",
-        )],
-    }
+    let readme = tree.text(table::README).unwrap_or_default();
+    let is_current = markers::current(readme, table::NAME) == Some(&table::render(&tree.examples));
+    let reason = "the table of examples differs from the catalogue; run `cargo xtask check --fix`";
+    if is_current { Vec::new() } else { vec![Breach::new(table::README, 1, reason)] }
 }
 
-/// Lints and versions come from the workspace, and no two programs have one name.
+/// Lints and versions come from the workspace, and no two programs have the same name.
 pub fn manifests(tree: &Tree) -> Vec<Breach> {
-    let programs_of = |package: &Package| {
-        let names = package.programs.iter().map(|program| program.name.clone());
-        names.map(|name| (name, package.name.clone())).collect::<Vec<_>>()
-    };
-    let programs: Vec<(String, String)> = tree.packages.iter().flat_map(programs_of).collect();
+    let packages = tree.packages.iter();
+    let programs = packages.flat_map(|package| package.programs.iter().map(|program| (&*program.name, &*package.name)));
     let manifests = tree.texts.iter().filter(|(path, _)| path.ends_with("/Cargo.toml"));
-    manifests.flat_map(|(path, text)| manifest(path, text)).chain(twins(&programs)).collect()
+    manifests.flat_map(|(path, text)| manifest(path, text)).chain(twins(programs.collect())).collect()
 }
 
-/// Programs of the same name: each would be built over the other one in target/debug, and tests would run either.
-fn twins(programs: &[(String, String)]) -> Vec<Breach> {
-    let mut programs: Vec<_> = programs.iter().collect();
+/// Programs with the same name: cargo would write both to one file in target/debug.
+fn twins(mut programs: Vec<(&str, &str)>) -> Vec<Breach> {
     programs.sort();
     let pairs = programs.windows(2).filter_map(|pair| match pair {
         [(name, one), (other, two)] if name == other => Some((name, one, two)),
@@ -103,24 +87,20 @@ fn twins(programs: &[(String, String)]) -> Vec<Breach> {
 fn manifest(path: &str, text: &str) -> Vec<Breach> {
     const ONCE: &str = "a dependency is declared once, in the workspace: NAME.workspace = true";
     let mut breaches = Vec::new();
-    let (mut section, mut lints) = (String::new(), false);
+    if !text.contains("[lints]\nworkspace = true\n") {
+        breaches.push(Breach::new(path, 1, "the lints of the workspace are missing: [lints] workspace = true"));
+    }
+    let mut section = "";
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.split('#').next().unwrap_or_default().trim();
-        if line.starts_with('[') {
-            section = line.trim_matches(['[', ']']).to_owned();
-            if section.contains("dependencies.") {
-                breaches.push(Breach::new(path, number, ONCE));
-            }
-        }
-        let assigns = line.contains('=') && !line.starts_with('[');
-        let inherits = line.replace(' ', "").contains("workspace=true");
-        lints |= section == "lints" && line.starts_with("workspace") && inherits;
-        if assigns && !inherits && section.ends_with("dependencies") {
+        let is_title = line.starts_with('[');
+        section = if is_title { line.trim_matches(['[', ']']) } else { section };
+        let declares = section.ends_with("dependencies") && !is_title && line.contains('=');
+        if is_title && section.contains("dependencies.")
+            || declares && !line.replace(' ', "").contains("workspace=true")
+        {
             breaches.push(Breach::new(path, number, ONCE));
         }
-    }
-    if !lints {
-        breaches.push(Breach::new(path, 1, "the workspace's lints are not in force: [lints] workspace = true"));
     }
     breaches
 }
@@ -130,9 +110,8 @@ mod tests {
     use super::*;
 
     fn readme(observe: &str) -> String {
-        SECTIONS
-            .map(|section| format!("## {section}\n\n{}\n", if section == "Observe" { observe } else { "" }))
-            .concat()
+        let text = |title| if title == "Observe" { observe } else { "" };
+        SECTIONS.split(", ").map(|title| format!("## {title}\n\n{}\n", text(title))).collect()
     }
 
     #[test]
@@ -151,15 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn no_two_programs_have_one_name() {
+    fn two_programs_with_one_name_are_a_breach() {
         let programs = [("race", "a"), ("fixed", "a"), ("race", "b"), ("lock", "b")];
-        let programs = programs.map(|(name, package)| (name.to_owned(), package.to_owned()));
-        assert_eq!(twins(&programs).len(), 1);
-        assert!(twins(&programs[..2]).is_empty());
+        assert_eq!(twins(programs.to_vec()).len(), 1);
+        assert!(twins(programs[..2].to_vec()).is_empty());
     }
 
     #[test]
-    fn manifests_follow_the_workspace() {
+    fn manifest_without_the_workspace_is_a_breach() {
         let good = "[lints]\nworkspace = true\n\n[dependencies]\nlibc.workspace = true\n[[test]]\nname = \"x\"\n";
         assert!(manifest("x", good).is_empty());
         assert_eq!(manifest("x", &good.replace("libc.workspace = true", "libc = \"0.2\"")).len(), 1);

@@ -1,9 +1,10 @@
-//! The tables of the field guide are those of the folders. Days and kernels may be older.
+//! The tables of the field guide agree with the folders. Days and kernels may be older.
 
 use std::collections::BTreeSet;
 
 use crate::breach::Breach;
 use crate::guide::{self, Truth};
+use crate::markers;
 use crate::tree::Tree;
 
 const END: &str = "/tests/truths.rs";
@@ -25,14 +26,14 @@ pub fn listed(tree: &Tree) -> Vec<Breach> {
     breaches
 }
 
-/// It would be run, and stand in no table.
+/// `cargo xtask truths` would run such a test, and no table would have it.
 fn misnamed(path: &str, text: &str) -> Vec<Breach> {
     let names = guide::names_in(text);
     let bad = names.iter().filter(|name| Truth::of(name, path).is_none());
-    bad.map(|name| Breach::new(path, 1, format!("{name}: a truth is named truth_TOPIC_WHAT_IT_SAYS"))).collect()
+    bad.map(|name| Breach::new(path, 1, format!("{name}: the name must be truth_TOPIC_STATEMENT"))).collect()
 }
 
-/// `cargo xtask truths` would not find it there.
+/// `cargo xtask truths` would not find such a test.
 fn elsewhere(path: &str, text: &str) -> Vec<Breach> {
     let stray = guide::truths_in(text, path);
     stray.iter().map(|truth| Breach::new(path, 1, format!("{} belongs in tests/truths.rs", truth.test()))).collect()
@@ -45,18 +46,15 @@ fn compare(there: &BTreeSet<Truth>, table: &str) -> Vec<Breach> {
         Breach::new(guide::TRUTHS, 1, format!("{test} of {folder} {what}; run `cargo xtask truths --write`"))
     };
     let missing = there.difference(&listed).map(|truth| breach(truth, "is not in the table"));
-    missing.chain(listed.difference(there).map(|truth| breach(truth, "is in the table and is gone"))).collect()
+    missing.chain(listed.difference(there).map(|truth| breach(truth, "is in the table and does not exist"))).collect()
 }
 
 /// The list of crates in misc/README.md.
 pub fn guide(tree: &Tree) -> Vec<Breach> {
     let readme = tree.text(guide::GUIDE).unwrap_or_default();
-    match guide::current(readme) {
-        Some(list) if list == guide::render_guide(tree) => Vec::new(),
-        _ => {
-            vec![Breach::new(guide::GUIDE, 1, "the list of crates is not the folders'; run `cargo xtask check --fix`")]
-        }
-    }
+    let is_current = markers::current(readme, guide::NAME) == Some(&guide::render_guide(tree));
+    let reason = "the list of crates differs from the folders; run `cargo xtask check --fix`";
+    if is_current { Vec::new() } else { vec![Breach::new(guide::GUIDE, 1, reason)] }
 }
 
 #[cfg(test)]
@@ -65,7 +63,7 @@ mod tests {
     use crate::guide::{Row, render_truths};
 
     #[test]
-    fn the_table_and_the_tests_are_the_same_truths() {
+    fn table_that_differs_from_the_tests_is_a_breach() {
         let truth = |test: &str| Truth::of(test, "misc/x").unwrap();
         let row =
             |test: &str| Row { truth: truth(test), result: "FAILED".into(), day: "never".into(), kernel: "-".into() };
@@ -76,14 +74,14 @@ mod tests {
         assert!(new.len() == 1 && new[0].reason.contains("truth_c_three of misc/x is not in the table"), "{new:?}");
         let gone = compare(&there(&["truth_a_one"]), &table);
         assert!(
-            gone.len() == 1 && gone[0].reason.contains("truth_b_two of misc/x is in the table and is gone"),
+            gone.len() == 1 && gone[0].reason.contains("truth_b_two of misc/x is in the table and does not exist"),
             "{gone:?}"
         );
-        assert_eq!(compare(&there(&["truth_a_one"]), "").len(), 1, "nor is there a table at all");
+        assert_eq!(compare(&there(&["truth_a_one"]), "").len(), 1, "an empty table");
     }
 
     #[test]
-    fn a_truth_has_a_topic_and_says_something() {
+    fn name_without_topic_or_statement_is_a_breach() {
         for bad in ["truth_c1_x", "truth_x", "truth_C_x"] {
             assert_eq!(misnamed("x", &format!("#[test] fn {bad}() {{}}")).len(), 1, "{bad}");
         }
@@ -91,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truth_lives_in_tests_truths() {
+    fn truth_in_another_file_is_a_breach() {
         assert_eq!(elsewhere("x/tests/y.rs", "#[test] fn truth_a_one() {}").len(), 1);
         assert_eq!(elsewhere("x/tests/y.rs", "#[test] fn a_one() {}"), []);
     }

@@ -1,78 +1,86 @@
-//! Words that must not be on main.
+//! Words and paths that must not be used.
 
 use crate::breach::Breach;
+use crate::limits;
 use crate::tree::Tree;
 
-/// Split, so that this file does not name them itself.
-const BANNED: &[(&str, &str)] = &[
-    ("TO", "DO"),
-    ("FIX", "ME"),
-    ("XX", "X"),
-    ("HA", "CK"),
-    ("unimpl", "emented!"),
-    ("to", "do!"),
-    ("this is ", "cheating"),
-];
+/// The words are not in a Rust file, which may not have them.
+const LIST: &str = include_str!("../../tables/words.txt");
+/// The one standard term that contains a word of the list.
+const STANDARD: &str = "thundering herd";
+/// Folders of one machine, in two parts, because this file may not have them. The last one counts only in Rust files:
+/// another process may already have a file of a fixed name there.
+const FOLDERS: [(&str, &str); 3] = [("/ho", "me/"), ("/ro", "ot/"), ("\"/t", "mp/")];
 
-/// In sources: who wrote it and under which licence stands once, in the root.
-const BLOCKS: &[(&str, &str)] = &[
-    ("copy", "right"),
-    ("spdx-", "license"),
-    ("licensed ", "under"),
-    ("permission is ", "hereby granted"),
-    ("@auth", "or"),
-    ("author", ": "),
-    ("written ", "by "),
-];
-
-/// Folders of one machine; the last one only where a source opens it, since a fixed name there is another's to take.
-const FOLDERS: &[(&str, &str)] = &[("/ho", "me/"), ("/ro", "ot/"), ("\"/t", "mp/")];
-
-pub fn banned(tree: &Tree) -> Vec<Breach> {
-    tree.texts.iter().flat_map(|(path, text)| banned_in(path, text)).collect()
+pub fn refused(tree: &Tree) -> Vec<Breach> {
+    let words = tree.texts.iter().flat_map(|(path, text)| words_in(path, text));
+    words.chain(tree.texts.iter().flat_map(|(path, text)| folders_in(path, text))).collect()
 }
 
-fn banned_in(path: &str, text: &str) -> Vec<Breach> {
+fn words_in(path: &str, text: &str) -> Vec<Breach> {
+    let is_plain = limits::binds(path.split('/').next().unwrap_or_default()) && !path.ends_with(".toml");
     let mut breaches = Vec::new();
-    let is_source = path.ends_with(".rs");
-    for (number, line) in text.lines().enumerate() {
-        let mut add = |what: &str, why: &str| breaches.push(Breach::new(path, number + 1, format!("`{what}` {why}")));
-        let comment = line.split_once("//").map(|(_, comment)| comment.to_lowercase()).unwrap_or_default();
-        for word in BANNED.iter().map(joined).filter(|word| is_there(line, word)) {
-            add(&word, "has no place on main");
-        }
-        for word in BLOCKS.iter().map(joined).filter(|word| is_source && comment.contains(word.as_str())) {
-            add(&word, "is said once, in the root of the workspace");
-        }
-        for folder in FOLDERS.iter().map(joined).filter(|folder| begins(line, folder)) {
-            if is_source || !folder.starts_with('"') {
-                add(&folder, "is a folder of one machine");
-            }
+    let mut before = String::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let comment = line.split_once("//").filter(|_| path.ends_with(".rs")).map(|(_, comment)| split(comment));
+        let words = split(line);
+        // A line may begin with the second half of the standard term.
+        let plain = format!("{before}{words}").replace(STANDARD, "");
+        let last = words.split_whitespace().next_back().filter(|word| STANDARD.starts_with(word));
+        before = last.map(|word| format!(" {word}")).unwrap_or_default();
+        let searched =
+            [("everywhere", Some(words)), ("comments", comment), ("plain English", Some(plain).filter(|_| is_plain))];
+        for (section, words) in searched {
+            let is_there =
+                |(word, _): &(&str, &str)| words.as_ref().is_some_and(|words| words.contains(&format!(" {word} ")));
+            let found = list(section).filter(is_there);
+            breaches.extend(found.map(|(word, better)| Breach::new(path, number, format!("`{word}`: write {better}"))));
         }
     }
     breaches
 }
 
-fn joined((start, end): &(&str, &str)) -> String {
-    [*start, *end].concat()
+/// The entries of a section.
+fn list(section: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let title = format!("[{section}]");
+    let lines = LIST.lines().skip_while(move |line| *line != title).skip(1).take_while(|line| !line.starts_with('['));
+    lines.filter_map(|line| line.split_once(" = "))
 }
 
-/// Where a path begins, so not in `https://example.org/home/`.
+/// Words in lower case between single spaces; `full_house` and `FullHouse` are two words each.
+fn split(line: &str) -> String {
+    let mut words = String::from(" ");
+    let mut before = ' ';
+    for c in line.chars() {
+        let begins = c.is_uppercase() && before.is_lowercase();
+        if (begins || !c.is_alphanumeric()) && !words.ends_with(' ') {
+            words.push(' ');
+        }
+        if c.is_alphanumeric() {
+            words.extend(c.to_lowercase());
+        }
+        before = c;
+    }
+    words + " "
+}
+
+fn folders_in(path: &str, text: &str) -> Vec<Breach> {
+    let mut breaches = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let folders = FOLDERS.map(|(start, end)| format!("{start}{end}"));
+        let counts = |folder: &&String| path.ends_with(".rs") || !folder.starts_with('"');
+        for folder in folders.iter().filter(counts).filter(|folder| begins(line, folder)) {
+            breaches.push(Breach::new(path, number, format!("`{folder}` is a folder of one machine")));
+        }
+    }
+    breaches
+}
+
+/// True if a path begins there, which is not so in `https://example.org/home/`.
 fn begins(line: &str, folder: &str) -> bool {
     line.match_indices(folder).any(|(at, _)| {
         let before = line.get(..at).and_then(|text| text.chars().next_back());
         !before.is_some_and(|c| c.is_alphanumeric() || "_-./}".contains(c))
-    })
-}
-
-/// As a word of its own where it begins or ends with a letter.
-fn is_there(line: &str, word: &str) -> bool {
-    line.match_indices(word).any(|(at, _)| {
-        let before = line.get(..at).and_then(|text| text.chars().next_back());
-        let after = line.get(at + word.len()..).and_then(|text| text.chars().next());
-        let joined = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-        let letters = word.chars().all(|c| c.is_ascii_alphabetic());
-        !letters || !(joined(before) || joined(after))
     })
 }
 
@@ -81,31 +89,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn banned_words_are_found_as_words() {
-        for word in BANNED.iter().map(joined) {
-            for path in ["x.rs", "x.md", "x.toml"] {
-                assert_eq!(banned_in(path, &format!("// {word} later")).len(), 1, "{word}");
+    fn every_word_of_the_list_is_found() {
+        for (section, least) in [("everywhere", 5), ("comments", 5), ("plain English", 20)] {
+            assert!(list(section).count() >= least, "{section}");
+            for (word, _) in list(section) {
+                let snake = word.replace(' ', "_");
+                for text in [format!("// A {word}."), format!("//! {}", snake.to_uppercase())] {
+                    assert!(!words_in("x.rs", &text).is_empty(), "{text}");
+                }
             }
         }
-        assert!(banned_in("x.rs", "mktemp -d XXXXXX; a hackathon; MASTODON").is_empty());
     }
 
     #[test]
-    fn sources_carry_no_blocks() {
-        for word in BLOCKS.iter().map(joined) {
-            assert_eq!(banned_in("x.rs", &format!("//! {} A. Name", word.to_uppercase())).len(), 1, "{word}");
-            assert!(banned_in("x.md", &format!("{word} A. Name")).is_empty(), "{word}");
+    fn words_count_in_identifiers_and_in_camel_case() {
+        let (word, _) = list("plain English").find(|(word, _)| word.split(' ').count() == 2).unwrap();
+        let camel: String = word.split(' ').map(|part| part[..1].to_uppercase() + &part[1..]).collect();
+        for text in [format!("struct {camel};"), format!("fn {}() {{}}", word.replace(' ', "_"))] {
+            assert_eq!(words_in("x.rs", &text).len(), 1, "{text}");
         }
-        assert!(banned_in("x.rs", "let author = copies; // the right copy").is_empty());
     }
 
     #[test]
-    fn no_folder_of_one_machine() {
-        let [home, root, tmp] = [0, 1, 2].map(|at| joined(&FOLDERS[at]));
+    fn plain_words_bind_where_limits_bind() {
+        let (word, _) = list("plain English").next().unwrap();
+        assert_eq!(words_in("server01-fork/README.md", word).len(), 1);
+        assert_eq!(words_in("client/README.md", word), []);
+        assert_eq!(words_in("server01-fork/Cargo.toml", word), []);
+    }
+
+    #[test]
+    fn standard_term_and_parts_of_words_are_no_breach() {
+        assert_eq!(words_in("x.md", "/// the thundering\n/// herd"), []);
+        assert_eq!(words_in("x.md", "the Thundering herd; a secure, obscured seating plan; judgement"), []);
+        assert_eq!(
+            words_in("x.rs", "mktemp -d XXXXXX; a hackathon; MASTODON; let author = copies; // the right copy"),
+            []
+        );
+    }
+
+    #[test]
+    fn folder_of_one_machine_is_a_breach() {
+        let [home, root, tmp] = FOLDERS.map(|(start, end)| format!("{start}{end}"));
         for bad in [format!("`{home}x`"), format!("cd {root}x"), format!("open({tmp}x\")")] {
-            assert_eq!(banned_in("x.rs", &bad).len(), 1, "{bad}");
+            assert_eq!(folders_in("x.rs", &bad).len(), 1, "{bad}");
         }
-        assert!(banned_in("x.md", &format!("echo > {tmp}x\"")).is_empty());
-        assert!(banned_in("x.md", &format!("https://example.org{home}x and target{root}x")).is_empty());
+        assert!(folders_in("x.md", &format!("echo > {tmp}x\"")).is_empty());
+        assert!(folders_in("x.md", &format!("https://example.org{home}x and target{root}x")).is_empty());
     }
 }

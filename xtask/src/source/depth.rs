@@ -1,4 +1,4 @@
-//! Control flow: how deep it is nested, and where the first loop begins.
+//! How deep control flow is nested.
 //!
 //! A level is a body of `if`, `else`, `match`, `while`, `loop` or `for`, or of a macro with braces such as `select!`.
 //! `else if` stays on the level of its `if`. Closures and `let ... else` add no level.
@@ -34,16 +34,6 @@ pub fn depth(tokens: TokenStream) -> usize {
     most
 }
 
-/// The lines on which a `while` or a `loop` begins.
-pub fn loops(tokens: TokenStream) -> Vec<usize> {
-    let lines = tokens.into_iter().map(|token| match token {
-        TokenTree::Ident(word) if word == "while" || word == "loop" => vec![word.span().start().line],
-        TokenTree::Group(group) => loops(group.stream()),
-        _ => Vec::new(),
-    });
-    lines.flatten().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,11 +66,5 @@ mod tests {
     fn macros_count_too() {
         assert_eq!(levels("loop { select! { a = b => if c { match unsafe { d() } { _ => {} } } } }"), 4);
         assert_eq!(levels("println!(\"{}\", if a { 1 } else { 2 });"), 1);
-    }
-
-    #[test]
-    fn loops_have_lines() {
-        let text = "// while\nfn f() {\n    for a in b {}\n    while c { \"loop\"; }\n    loop {}\n}";
-        assert_eq!(loops(text.parse().unwrap()), [4, 5]);
     }
 }

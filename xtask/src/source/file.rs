@@ -6,9 +6,9 @@ use anyhow::{Result, anyhow};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
-use super::attributes::is_test;
+use super::calls;
 use super::lines::{self, Line};
-use super::{calls, depth};
+use super::names::names;
 
 /// A parsed file.
 pub struct Source {
@@ -59,11 +59,13 @@ impl Source {
 
     /// The line on which the first `while` or `loop` outside tests begins.
     pub fn first_loop(&self) -> Option<usize> {
-        let loops = depth::loops(self.text.parse().unwrap_or_default());
-        loops.into_iter().find(|line| !self.is_test(*line))
+        let words = names(self.text.parse().unwrap_or_default());
+        let loops = words.iter().filter(|word| *word == "while" || *word == "loop");
+        loops.map(|word| word.span().start().line).find(|line| !self.is_test(*line))
     }
 
-    fn is_test(&self, line: usize) -> bool {
+    /// True if a line belongs to an item that is compiled for tests only.
+    pub fn is_test(&self, line: usize) -> bool {
         self.tests.iter().any(|range| range.contains(&line))
     }
 
@@ -101,6 +103,15 @@ impl<'a> Visit<'a> for Tests {
     }
 }
 
+/// True for `#[cfg(test)]` and `#[test]`.
+fn is_test(attributes: &[syn::Attribute]) -> bool {
+    attributes.iter().any(|attribute| match &attribute.meta {
+        syn::Meta::Path(path) => path.is_ident("test"),
+        syn::Meta::List(list) => list.path.is_ident("cfg") && list.tokens.to_string() == "test",
+        syn::Meta::NameValue(_) => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,7 +132,8 @@ mod tests {
 
     #[test]
     fn calls_and_loops_in_tests_are_left_out() {
-        let text = "#[cfg(test)]\nmod t {\n    fn g() { loop { accept(); } }\n}\nfn f() { loop { a(); } }\n";
+        let text =
+            "#[cfg(test)]\nmod t {\n    fn g() { loop { accept(); } }\n}\nfn f() { \"loop\"; while b { a(); } }\n";
         let source = Source::parse("x.rs", text).unwrap();
         assert_eq!((source.calls(), source.first_loop()), (vec![("a".to_owned(), 5)], Some(5)));
     }

@@ -4,7 +4,6 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
-use super::attributes::is_test;
 use super::depth::depth;
 use super::file::Source;
 
@@ -33,6 +32,7 @@ pub struct Function {
 pub fn functions(source: &Source) -> Vec<Function> {
     let mut found = Functions { source, found: Vec::new() };
     found.visit_file(&source.file);
+    found.found.retain(|function| !source.is_test(function.line));
     found.found
 }
 
@@ -102,17 +102,9 @@ fn count(tokens: TokenStream) -> usize {
 }
 
 impl<'a> Visit<'a> for Functions<'_> {
-    fn visit_item_mod(&mut self, module: &'a syn::ItemMod) {
-        if !is_test(&module.attrs) {
-            visit::visit_item_mod(self, module);
-        }
-    }
-
     fn visit_item_fn(&mut self, function: &'a syn::ItemFn) {
-        if !is_test(&function.attrs) {
-            self.add(&function.attrs, &function.sig, &function.block);
-            visit::visit_item_fn(self, function);
-        }
+        self.add(&function.attrs, &function.sig, &function.block);
+        visit::visit_item_fn(self, function);
     }
 
     fn visit_impl_item_fn(&mut self, function: &'a syn::ImplItemFn) {
