@@ -1,34 +1,34 @@
-//! TCP concurrent server: a task per client, as production code writes it, on tokio.
+//! TCP concurrent server: one task per client on tokio, as production code is written.
 //!
 //! Run: cargo run -p server08-tokio
 //! Try: cargo run -p client -- -i localhost -p 2000 -c 5 -t 10 -b 1024
 //! Prev: server07-io-uring
 //! Next: none
 //! Diff base: server05-threads
-//! Overload: queue (beyond --max-conns nobody is accepted, and the backlog holds them)
+//! Overload: queue (with --max-conns tasks, the other clients wait in the listener's backlog)
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
-use std::thread::available_parallelism;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
-use common::cli::Limits;
+use common::descriptors::MaxConns;
 use common::report::{self, Failed};
 use common::service::{Conn, Next};
 use common::sock::Backoff;
-use common::descriptors::MaxConns;
 use lifecycle::{Server, Signals};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest, unix::AsyncFd};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::runtime::Builder;
+use tokio::sync::watch::{self, Receiver};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::{select, time};
 
-/// TCP concurrent server: a task per client, on tokio
+/// TCP concurrent server: one task per client on tokio
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
@@ -38,80 +38,92 @@ struct Args {
 }
 
 fn main() -> Result<(), Failed> {
-    let args = Arc::new(Args::parse());
+    let args = Args::parse();
+    // Before the runtime creates its threads: they inherit the signal mask.
+    let signals = count_signals()?;
+    // #[tokio::main] creates the same runtime: one thread per core and one epoll instance.
+    let threads = thread::available_parallelism().map_or(1, |n| n.get());
+    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
+    runtime.context("runtime")?.block_on(run(args, signals))
+}
+
+async fn run(args: Args, mut signals: Receiver<u32>) -> Result<(), Failed> {
     let max_conns = args.max_conns.within(u64::MAX)?;
-    let signals = Signals::new()?; // before the runtime makes its threads, which inherit what is blocked
-    // What #[tokio::main] makes too: a thread per core, an epoll between them, and a queue of tasks that can go on.
-    let threads = available_parallelism().map_or(1, |n| n.get());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    runtime.context("runtime")?.block_on(run(&args, max_conns, signals))?;
-    args.server.log.cpu_time();
-    Ok(())
-}
-
-async fn run(args: &Arc<Args>, max_conns: usize, signals: Signals) -> Result<(), Failed> {
-    // SAFETY: the descriptor is open as long as its owner lives, and the registration has the owner.
-    let signals = unsafe { AsyncFd::register(signals) }.context("epoll_ctl")?;
-    let listener = args.server.listen()?;
+    let server = Arc::new(args.server);
+    let listener = server.listen()?;
     listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
-    report::ready(&listener);
     let listener = TcpListener::from_std(listener.into()).context("epoll_ctl")?;
+    let (mut tasks, mut backoff) = (JoinSet::new(), Backoff::default());
+    report::ready(&SockRef::from(&listener));
 
-    let (stop, stopping) = watch::channel(());
-    let mut tasks = JoinSet::new();
-    let mut backoff = Backoff::default();
     loop {
-        // Whoever is first: the futures that lose are dropped, and an accept that is dropped has accepted nobody.
-        tokio::select! {
+        // Waits until one of the futures is ready, and drops the others. A dropped accept has taken
+        // no client from the backlog.
+        select! {
             accepted = listener.accept(), if tasks.len() < max_conns => match accepted {
-                Ok((conn, peer)) => {
-                    let (args, stopping) = (Arc::clone(args), stopping.clone());
-                    tasks.spawn(async move {
-                        let outcome = serve(conn, &args.server.limits, stopping).await;
-                        args.server.log.client(&peer.into(), &outcome);
-                    });
-                }
-                // Never thread::sleep: it would take the thread from the tasks that it runs.
-                Err(e) => sleep(backoff.pause("accept", &e, &args.server.log)?).await,
+                // Starts a task that serves this client. The loop does not wait for the task.
+                Ok(client) => { tasks.spawn(serve(client, Arc::clone(&server), signals.clone())); }
+                // A pause after EMFILE. thread::sleep would block the thread and all its tasks.
+                Err(e) => time::sleep(backoff.pause("accept", &e, &server.log)?).await,
             },
-            Some(_) = tasks.join_next() => {} // what an ended task leaves behind, also one that has panicked
-            _ = signals.async_io(Interest::READABLE, Signals::read) => break,
+            Some(_) = tasks.join_next() => {} // a task has ended
+            _ = signals.changed() => break,
         }
     }
 
-    drop(listener); // close: new clients are rejected
-    let _ = stop.send(());
-    let all_gone = async { while tasks.join_next().await.is_some() {} };
-    tokio::select! {
-        _ = timeout(Duration::from_millis(args.server.limits.grace), all_gone) => {}
-        _ = signals.async_io(Interest::READABLE, Signals::read) => {}
+    drop(listener); // close(2): the kernel refuses new clients
+    // The tasks see the change of `signals` too. Wait for them, up to the shutdown timeout.
+    let all_ended = async { while tasks.join_next().await.is_some() {} };
+    select! {
+        _ = time::timeout(Duration::from_millis(server.limits.grace), all_ended) => {}
+        // A second signal ends the shutdown timeout.
+        _ = signals.wait_for(|count| *count > 1) => {}
     }
-    Ok(()) // drops the tasks that are left where they wait, and so closes their connections
+    server.log.cpu_time();
+    Ok(()) // drops the tasks that have not ended, and so closes their connections
 }
 
-/// A task's whole life. Reads like a blocking server; at each `await` the thread goes on with another task.
-async fn serve(mut conn: TcpStream, limits: &Limits, mut stopping: watch::Receiver<()>) -> io::Result<()> {
-    let mut service = Conn::new(limits, Instant::now());
-    loop {
-        let deadline = service.deadline().into();
-        match service.next() {
-            Next::Read => tokio::select! {
-                read = timeout_at(deadline, conn.read(service.space())) => match read {
-                    Ok(n) => service.received(n?, Instant::now()),
-                    Err(_) => service.expire(Instant::now()),
-                },
-                // Reading ends: what was received is still answered.
-                Ok(()) = stopping.changed() => drop(SockRef::from(&conn).shutdown(Shutdown::Read)),
-            },
-            Next::Write => match timeout_at(deadline, conn.write(service.pending())).await {
-                Ok(n) => service.consume(n?, Instant::now()),
-                Err(_) => service.expire(Instant::now()),
-            },
-            Next::ShutdownWrite => {
-                conn.shutdown().await?;
-                service.write_shut_down(Instant::now());
-            }
-            Next::Close => return service.result(),
+/// The whole life of a task: it serves one client. A task that waits uses no thread and no stack.
+async fn serve(client: (TcpStream, SocketAddr), server: Arc<Server>, mut signals: Receiver<u32>) {
+    let (mut conn, peer) = client;
+    let mut session = Conn::new(&server.limits, Instant::now());
+    let mut outcome = Ok(());
+    while outcome.is_ok() && session.next() != Next::Close {
+        let deadline = session.deadline().into();
+        select! {
+            biased; // polls in this order: no timer is started for a step that is ready
+            // Shutdown: ends the reading. What was received is still answered.
+            Ok(()) = signals.changed() => drop(SockRef::from(&conn).shutdown(Shutdown::Read)),
+            result = step(&mut conn, &mut session) => outcome = result,
+            () = time::sleep_until(deadline) => session.expire(Instant::now()),
         }
     }
+    server.log.client(&peer.into(), &outcome.and_then(|()| session.result()));
+}
+
+/// One read or one write. The code looks blocking, but at each `await` the thread can run another
+/// task. `serve` may drop this future while it waits. No byte is lost, because a read or write that
+/// waits has transferred nothing.
+async fn step(conn: &mut TcpStream, session: &mut Conn) -> io::Result<()> {
+    let now = Instant::now;
+    match session.next() {
+        Next::Read => conn.read(session.space()).await.map(|n| session.received(n, now())),
+        Next::Write => conn.write(session.pending()).await.map(|n| session.consume(n, now())),
+        Next::ShutdownWrite => conn.shutdown().await.map(|()| session.write_shut_down(now())),
+        Next::Close => Ok(()),
+    }
+}
+
+/// Starts a thread that counts SIGTERM and SIGINT. tokio::signal keeps a flag per signal instead of
+/// a count: it reports two signals as one if the second arrives before a thread sees the first.
+fn count_signals() -> Result<Receiver<u32>, Failed> {
+    let signals = Signals::new()?;
+    let (count, receiver) = watch::channel(0);
+    let count_them = move || loop {
+        if signals.wait().is_ok() {
+            count.send_modify(|n| *n += 1);
+        }
+    };
+    thread::Builder::new().spawn(count_them).context("clone")?;
+    Ok(receiver)
 }
