@@ -1,4 +1,4 @@
-//! The server and its client as two programs: each way to close, the limits, the stop, and the exit statuses.
+//! The server and its client as two programs: each way to close, limits, shutdown, exit statuses.
 #![allow(clippy::unwrap_used, clippy::panic)] // test code
 
 use std::io::ErrorKind;
@@ -11,9 +11,17 @@ const CLIENT: &str = env!("CARGO_BIN_EXE_rst-client");
 
 fn client(server: &Server, args: &[&str]) -> String {
     let port = server.addr.port().to_string();
-    let Output { status, stdout, stderr } = Command::new(CLIENT).args(["-p", &port]).args(args).output().unwrap();
+    let Output { status, stdout, stderr } =
+        Command::new(CLIENT).args(["-p", &port]).args(args).output().unwrap();
     assert_eq!(status.code(), Some(0), "{}", String::from_utf8_lossy(&stderr));
-    String::from_utf8(stdout).unwrap().lines().last().unwrap().trim_start_matches("calls").trim().to_owned()
+    String::from_utf8(stdout)
+        .unwrap()
+        .lines()
+        .last()
+        .unwrap()
+        .trim_start_matches("calls")
+        .trim()
+        .to_owned()
 }
 
 #[test]
@@ -24,7 +32,7 @@ fn every_client_gets_a_reset_by_default() {
             (&[][..], "recv ECONNRESET · recv 0 · send EPIPE · send EPIPE"),
             (&["--first", "write"], "send ECONNRESET · send EPIPE · recv 0"),
         ] {
-            let shown = eventually("a connect that ends before the reset is here", || {
+            let shown = eventually("connect returns before the RST arrives", || {
                 Some(client(&server, args)).filter(|shown| !shown.starts_with("connect ECONNRESET"))
             });
             assert_eq!(shown, calls);
@@ -34,7 +42,7 @@ fn every_client_gets_a_reset_by_default() {
 }
 
 #[test]
-fn the_three_other_ways() {
+fn unread_data_and_late_data_are_answered_with_a_reset() {
     for (how, args, calls) in [
         (
             "unread",
@@ -56,8 +64,8 @@ fn the_three_other_ways() {
 }
 
 #[test]
-fn a_polite_close_loses_no_reply() {
-    let mut server = Server::start(SERVER, &["--close", "polite"]);
+fn with_drain_no_reply_is_lost() {
+    let mut server = Server::start(SERVER, &["--close", "drain"]);
     for _ in 0..20 {
         let mut peer = server.connect();
         peer.send(vec![b'x'; 50_000]);
@@ -67,38 +75,43 @@ fn a_polite_close_loses_no_reply() {
     server.stop().unwrap();
 }
 
-/// A client that sends for ever, and one that never closes: neither keeps the server from the next client.
+/// A client that sends without end, and one that never closes: both reach a limit.
 #[test]
-fn a_polite_close_has_limits() {
-    let mut server = Server::start(SERVER, &["--close", "polite", "--drain-time", "300", "-v"]);
+fn drain_is_limited_in_bytes_and_time() {
+    let mut server = Server::start(SERVER, &["--close", "drain", "--drain-time", "300", "-v"]);
     let mut greedy = server.connect();
     while greedy.try_send(vec![b'x'; 16_384]).is_ok() {}
-    server.wait_log("drained 65536 bytes, as many as the limit: closed");
+    server.wait_log("drained 65536 bytes, limit reached, closed");
     let mut stays = server.connect();
     stays.send("x");
-    server.wait_log("out of time: closed");
+    server.wait_log("timeout, closed");
     assert_eq!(stays.read_to_end(), (b"413 too large\n".to_vec(), End::Eof));
     server.stop().unwrap();
 }
 
 #[test]
-fn a_silent_client_is_left_after_its_time_and_a_stop_does_not_wait_for_it() {
-    for how in ["unread", "polite"] {
-        let server = Server::start(SERVER, &["--close", how, "--idle-timeout", "200", "--drain-time", "200"]);
+fn a_silent_client_times_out_and_does_not_delay_the_shutdown() {
+    for how in ["unread", "drain"] {
+        let server = Server::start(
+            SERVER,
+            &["--close", how, "--idle-timeout", "200", "--drain-time", "200"],
+        );
         let mut silent = server.connect();
         assert_eq!(silent.read_to_end(), (b"413 too large\n".to_vec(), End::Eof), "{how}");
         drop(server);
 
         let mut server = Server::start(SERVER, &["--close", how, "--idle-timeout", "86400000"]);
         let silent = server.connect();
-        eventually("it is being served", || (!procs::holders(&server, &silent).is_empty()).then_some(()));
+        eventually("the client is served", || {
+            (!procs::holders(&server, &silent).is_empty()).then_some(())
+        });
         server.stop().unwrap();
     }
 }
 
 #[test]
-fn no_descriptor_is_left_behind() {
-    let server = Server::start(SERVER, &["--close", "polite"]);
+fn no_descriptor_is_leaked() {
+    let server = Server::start(SERVER, &["--close", "drain"]);
     let before = procs::descriptors(server.pid());
     for _ in 0..50 {
         server.connect().reset();
@@ -110,18 +123,19 @@ fn no_descriptor_is_left_behind() {
     eventually("closed", || (procs::descriptors(server.pid()) == before).then_some(()));
 }
 
-/// A1: the client stays in the queue, the server pauses, and both come together once there is a descriptor.
+/// The client stays in the queue while the server pauses. It is served when a descriptor is free.
 #[test]
-fn out_of_descriptors_it_pauses_and_comes_back() {
+fn at_emfile_the_server_pauses_and_then_continues() {
     let server = Server::start(SERVER, &[]);
     let used = procs::descriptors(server.pid()).len() as u64;
     let limit = procs::limit_descriptors(server.pid(), used);
-    // The accept that sleeps has its number already: this one is still served.
+    // The blocked accept has already reserved a descriptor, so this client is still served.
     assert!(is_reset(&server));
     let waits = Peer::try_connect(server.addr);
     server.wait_log("accept: Too many open files");
     let before = procs::cpu_ns(server.pid());
-    std::thread::sleep(std::time::Duration::from_millis(300)); // the measure: CPU time over this long
+    // Not a synchronisation: the CPU time of these 300 ms is measured.
+    std::thread::sleep(std::time::Duration::from_millis(300));
     let used = procs::cpu_ns(server.pid()) - before;
     assert!(used < 60_000_000, "{used} ns of CPU time in 300 ms");
     procs::limit_descriptors(server.pid(), limit);
@@ -132,7 +146,7 @@ fn out_of_descriptors_it_pauses_and_comes_back() {
     assert!(is_reset(&server));
 }
 
-/// A client who asks for nothing is reset: at its first read, or in its connect already.
+/// The client is reset: at its first read, or already in connect.
 fn is_reset(server: &Server) -> bool {
     match Peer::try_connect(server.addr) {
         Ok(mut peer) => peer.read_to_end().1 == End::Reset,
@@ -141,14 +155,14 @@ fn is_reset(server: &Server) -> bool {
 }
 
 #[test]
-fn errors_are_one_line_and_a_status() {
+fn an_error_is_one_line_with_an_exit_status() {
     let nobody = Server::start(SERVER, &[]).addr.port().to_string();
     let run = |bin: &str, args: &[&str]| Command::new(bin).args(args).output().unwrap();
     let server = Server::start(SERVER, &[]);
     let taken = server.addr.port().to_string();
     for (bin, args, status, words) in [
         (CLIENT, &["-p", nobody.as_str()][..], 1, "Connection refused"),
-        (SERVER, &["-p", taken.as_str()], 1, "Address already in use"),
+        (SERVER, &["-p", taken.as_str()], 1, "ddress already in use"),
         (SERVER, &["-i", "0.0.0.0"], 1, "--allow-remote"),
         (SERVER, &["--close", "softly"], 2, "softly"),
         (CLIENT, &["--port", "0"], 2, "0"),
@@ -157,26 +171,34 @@ fn errors_are_one_line_and_a_status() {
         let output = run(bin, args);
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{args:?}: {text}");
-        assert!(text.contains(words) && (status == 2 || text.lines().count() == 1), "{args:?}: {text}");
+        assert!(
+            text.contains(words) && (status == 2 || text.lines().count() == 1),
+            "{args:?}: {text}"
+        );
     }
 }
 
-/// Where /proc cannot be looked at, the tables have nothing to show.
+/// The tables need /proc/net.
 #[test]
 fn without_the_kernels_counters_it_is_unavailable() {
     let test = "without_the_kernels_counters_it_is_unavailable";
     if !tools::have("strace", test) {
         return;
     }
-    for (bin, file) in
-        [(env!("CARGO_BIN_EXE_rst-table"), "/proc/net/netstat"), (env!("CARGO_BIN_EXE_time-wait"), "/proc/net/tcp")]
-    {
+    for (bin, file) in [
+        (env!("CARGO_BIN_EXE_rst-table"), "/proc/net/netstat"),
+        (env!("CARGO_BIN_EXE_time-wait"), "/proc/net/tcp"),
+    ] {
         let mut strace = Command::new("strace");
         strace.args(["-o", "/dev/null", "-P", file, "-e", "inject=openat:error=EACCES", bin]);
         let output = strace.stdin(Stdio::null()).output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("Error: ")).collect();
-        assert_eq!((output.status.code(), lines.len(), output.stdout.len()), (Some(69), 1, 0), "{text}");
+        assert_eq!(
+            (output.status.code(), lines.len(), output.stdout.len()),
+            (Some(69), 1, 0),
+            "{text}"
+        );
     }
 }
 
@@ -188,5 +210,5 @@ fn a_closed_stdout_is_no_panic() {
         let output = Command::new(bin).stdout(writer).output().unwrap();
         assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{bin}");
     }
-    assert!(Peer::try_connect(([127, 0, 0, 1], 1).into()).is_err(), "nobody is listening on port 1");
+    assert!(Peer::try_connect(([127, 0, 0, 1], 1).into()).is_err(), "no process listens on port 1");
 }

@@ -1,59 +1,62 @@
-//! A client that lets the server close, and then says what each further call returns.
+//! A client that waits until the server has closed, and then shows what each call returns.
 //!
 //! Run: cargo run -p rst-packet --bin rst-client
-//! Try: cargo run -p rst-packet -- --close unread, and here --send hello
+//! Try: start `cargo run -p rst-packet -- --close unread`, and here add --send hello
 
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use common::report::Failed;
-use rst_packet::ours::{Ours, PATIENCE};
+use rst_packet::recorded::{Recorded, TIMEOUT};
 use socket2::{Domain, Socket, Type};
 
-/// After a send that worked: so long a reset may take.
-const RESET: Duration = Duration::from_secs(1);
+/// After a successful send: how long to wait for the RST.
+const RESET_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Which call meets the closed connection first.
+/// The first call after the server has closed.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum First {
     Read,
     Write,
 }
 
-/// Client of rst-packet: lets the server close, and shows what each further call returns
+/// Client of rst-packet: shows what each call returns after the server has closed
 #[derive(Parser)]
 struct Args {
     /// The server's address
     #[arg(short = 'i', long, default_value = "127.0.0.1", value_name = "ADDR")]
     host: IpAddr,
     /// The server's port
-    #[arg(short, long, default_value_t = common::cli::PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, default_value_t = common::cli::PORT)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
-    /// The call that meets the closed connection first
+    /// The first call after the server has closed
     #[arg(long, value_enum, default_value_t = First::Read)]
     first: First,
-    /// Bytes to send before the server closes
+    /// Send this text before the server closes
     #[arg(long, value_name = "TEXT", conflicts_with = "upload")]
     send: Option<String>,
-    /// Number of bytes to send before the server closes
-    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    /// Send this number of bytes before the server closes
+    #[arg(long, value_name = "BYTES")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
     upload: Option<u32>,
 }
 
 fn main() -> Result<(), Failed> {
     let args = Args::parse();
-    let server = std::net::SocketAddr::new(args.host, args.port);
+    let server = SocketAddr::new(args.host, args.port);
     let conn = Socket::new(Domain::for_address(server), Type::STREAM, None).context("socket")?;
-    // It bounds connect too, and a connect that sleeps in the kernel is hardly ever late for the reset of a fast server.
-    conn.set_write_timeout(Some(PATIENCE)).context("setsockopt SO_SNDTIMEO")?;
+    // SO_SNDTIMEO also limits connect.
+    conn.set_write_timeout(Some(TIMEOUT)).context("setsockopt SO_SNDTIMEO")?;
     let connected = conn.connect(&server.into());
-    let mut ours = Ours::new(conn).context("setsockopt SO_RCVTIMEO")?;
+    let mut ours = Recorded::new(conn).context("setsockopt SO_RCVTIMEO")?;
     match connected {
         Ok(()) => {}
-        Err(e) if e.raw_os_error() == Some(libc::ECONNRESET) => ours.say("connect ECONNRESET"),
+        // The RST of a fast server can arrive before connect returns.
+        Err(e) if e.raw_os_error() == Some(libc::ECONNRESET) => ours.record("connect ECONNRESET"),
         Err(e) => return Err(Failed::new(format!("connect {server}: {e}"))),
     }
 
@@ -78,10 +81,10 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// A send that works only fills a buffer; what the peer says to it comes a moment later, if at all.
-fn send(ours: &mut Ours) {
+/// A successful send has only filled a buffer. The RST for the data arrives later, if at all.
+fn send(ours: &mut Recorded) {
     ours.send(b"x");
-    if ours.calls().ends_with("ok") && ours.wait_reset(RESET).is_ok() {
+    if ours.calls().ends_with("ok") && ours.wait_reset(RESET_TIMEOUT).is_ok() {
         ours.so_error();
     }
 }

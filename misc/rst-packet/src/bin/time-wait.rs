@@ -1,7 +1,8 @@
-//! Who keeps TIME_WAIT, and when a port can be bound again in spite of it: the 2x2 table of SO_REUSEADDR.
+//! Which end keeps TIME_WAIT, and when a port in TIME_WAIT can be bound again: SO_REUSEADDR on the
+//! old and on the new listener.
 //!
 //! Run: cargo run -p rst-packet --bin time-wait
-//! Try: ss -tan state time-wait, within a minute of it
+//! Try: ss -tan state time-wait, less than a minute later
 
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -11,17 +12,14 @@ use std::time::Duration;
 use clap::Parser;
 use procfs::net::TcpState;
 use rst_packet::closing::linger_zero;
-use rst_packet::ours::{PATIENCE, name, poll};
+use rst_packet::recorded::{TIMEOUT, name, poll};
 use socket2::{Domain, Socket, Type};
 
-/// EX_UNAVAILABLE of sysexits.h.
-const UNAVAILABLE: u8 = 69;
-
-/// Who keeps TIME_WAIT, and the 2x2 table of SO_REUSEADDR
+/// Which end keeps TIME_WAIT, and the table of SO_REUSEADDR
 #[derive(Parser)]
 struct Args {}
 
-/// Who says FIN, or RST, first.
+/// Which end sends the first FIN, or a RST.
 #[derive(Clone, Copy, Debug)]
 enum First {
     Client,
@@ -47,23 +45,26 @@ fn main() -> ExitCode {
     }
 }
 
+/// EX_UNAVAILABLE of sysexits.h.
+const UNAVAILABLE: u8 = 69;
+
 fn tables() -> io::Result<String> {
-    let mut text = "who ends it      TIME_WAIT is kept by\n".to_owned();
-    for (first, word) in
-        [(First::Client, "the client"), (First::Server, "the server"), (First::ServerResets, "a reset")]
+    let mut text = "first FIN or RST  TIME_WAIT is kept by\n".to_owned();
+    for (first, name) in
+        [(First::Client, "the client"), (First::Server, "the server"), (First::ServerResets, "RST")]
     {
-        let (listener, client) = conversation(first, true)?;
-        text += &format!("{word:17}{}\n", time_wait_of(listener, client)?);
+        let (server, client) = connection(first, true)?;
+        text += &format!("{name:18}{}\n", time_wait_of(server, client)?);
     }
     text += "\nSO_REUSEADDR: old listener  new listener  bind\n";
     for old in [false, true] {
         for new in [false, true] {
-            let (addr, _) = conversation(First::Server, old)?;
-            let said = match listen(addr, new) {
+            let (addr, _) = connection(First::Server, old)?;
+            let result = match listen(addr, new) {
                 Ok(_) => "ok".to_owned(),
                 Err(e) => name(&e),
             };
-            text += &format!("{:14}{:<14}{:<14}{said}\n", "", u8::from(old), u8::from(new));
+            text += &format!("{:14}{:<14}{:<14}{result}\n", "", u8::from(old), u8::from(new));
         }
     }
     Ok(text)
@@ -71,43 +72,43 @@ fn tables() -> io::Result<String> {
 
 fn listen(addr: SocketAddr, reuse: bool) -> io::Result<Socket> {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    // Accepted connections inherit it, and keep it in TIME_WAIT: that is how the last run's setting is remembered.
+    // An accepted connection inherits the option and keeps it in TIME_WAIT.
     listener.set_reuse_address(reuse)?;
     listener.bind(&addr.into())?;
     listener.listen(1)?;
     Ok(listener)
 }
 
-/// One connection from its handshake to its end, and the end of its listener: the addresses that the two ends had.
-fn conversation(first: First, reuse: bool) -> io::Result<(SocketAddr, SocketAddr)> {
+/// One connection from handshake to end. Returns the addresses of the server and the client.
+fn connection(first: First, reuse: bool) -> io::Result<(SocketAddr, SocketAddr)> {
     let listener = listen((Ipv4Addr::LOCALHOST, 0).into(), reuse)?;
     let server = addr(&listener)?;
     let client = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     client.connect(&server.into())?;
-    let there = addr(&client)?;
+    let client_addr = addr(&client)?;
     let (conn, _) = listener.accept()?;
-    let (goes, stays) = match first {
+    let (first_end, other_end) = match first {
         First::Client => (client, conn),
         First::Server | First::ServerResets => (conn, client),
     };
     match first {
-        First::ServerResets => linger_zero(goes)?,
-        _ => drop(goes), // close: the first FIN
+        First::ServerResets => linger_zero(first_end)?,
+        _ => drop(first_end), // close: the first FIN
     }
-    if poll(&stays, libc::POLLRDHUP, PATIENCE)? == 0 {
-        return Err(io::Error::new(io::ErrorKind::TimedOut, "the end of a connection does not arrive"));
+    if poll(&other_end, libc::POLLRDHUP, TIMEOUT)? == 0 {
+        return Err(io::Error::new(io::ErrorKind::TimedOut, "no FIN has arrived"));
     }
-    drop(stays); // close: the second FIN
-    Ok((server, there))
+    drop(other_end); // close: the second FIN
+    Ok((server, client_addr))
 }
 
 fn addr(socket: &Socket) -> io::Result<SocketAddr> {
-    socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("no address of a socket"))
+    socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("getsockname: no address"))
 }
 
-/// Which end of the connection /proc/net/tcp still lists, and in that state.
+/// Which end of the connection /proc/net/tcp still lists in TIME_WAIT.
 fn time_wait_of(server: SocketAddr, client: SocketAddr) -> io::Result<String> {
-    // The last ACK is the kernel's own business, and may take a moment.
+    // The kernel sends the last ACK after close has returned.
     for _ in 0..100 {
         let sockets = procfs::net::tcp().map_err(io::Error::other)?;
         let ours = |s: &&procfs::net::TcpNetEntry| {
@@ -115,7 +116,7 @@ fn time_wait_of(server: SocketAddr, client: SocketAddr) -> io::Result<String> {
         };
         let left: Vec<_> = sockets.iter().filter(ours).collect();
         match left.as_slice() {
-            [] => return Ok("nobody".to_owned()),
+            [] => return Ok("no end".to_owned()),
             [one] if one.state == TcpState::TimeWait && one.local_address == server => {
                 return Ok("the server".to_owned());
             }
@@ -123,5 +124,5 @@ fn time_wait_of(server: SocketAddr, client: SocketAddr) -> io::Result<String> {
             _ => std::thread::sleep(Duration::from_millis(10)),
         }
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, "the connection does not end"))
+    Err(io::Error::new(io::ErrorKind::TimedOut, "the connection has not ended"))
 }
