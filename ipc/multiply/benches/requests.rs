@@ -23,15 +23,21 @@ fn main() {
     let server = Server::start(env!("CARGO_BIN_EXE_multiply-server"), &[]);
     let mut stream = TcpStream::connect(server.addr).unwrap();
     stream.set_nodelay(true).unwrap();
-    let mut criterion = Criterion::default().configure_from_args().measurement_time(Duration::from_secs(3));
+    let mut criterion =
+        Criterion::default().configure_from_args().measurement_time(Duration::from_secs(3));
     let mut group = criterion.benchmark_group("multiply");
     for depth in [1, DEEP] {
         group.throughput(Throughput::Elements(depth as u64));
-        group.bench_function(format!("{depth} under way"), |bencher| bencher.iter(|| ask(&mut stream, depth)));
+        group.bench_function(format!("{depth} under way"), |bencher| {
+            bencher.iter(|| ask(&mut stream, depth))
+        });
     }
     group.finish();
     let (one, many) = (rate(&mut stream, 1), rate(&mut stream, DEEP));
-    println!("requests/s: {one:.0} one at a time, {many:.0} with {DEEP} under way: {:.1} times", many / one);
+    println!(
+        "requests/s: {one:.0} one at a time, {many:.0} with {DEEP} under way: {:.1} times",
+        many / one
+    );
 }
 
 fn ask(stream: &mut TcpStream, depth: usize) {

@@ -1,8 +1,10 @@
-//! The multiply service without a descriptor: what a message is ([`frame`]), what it means ([`request`]), and a
-//! client's whole conversation ([`conn`]). The sockets are in `src/bin`.
+//! The multiply service. [`frame`] says where a message ends, [`request`] what it means,
+//! [`session`] is one client's session without a socket. The sockets are in `src/bin`.
 #![warn(missing_docs)]
 
-pub mod conn;
+pub mod client;
+pub mod events;
 pub mod frame;
+pub mod pool;
 pub mod request;
-pub mod stop;
+pub mod session;

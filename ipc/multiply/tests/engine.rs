@@ -4,32 +4,36 @@
 use std::time::{Duration, Instant};
 
 use common::cli::Limits;
-use multiply::conn::{Conn, INPUT, Next, OUTPUT};
 use multiply::frame::{Framing, MESSAGE_MAX};
 use multiply::request::answer;
+use multiply::session::{INPUT, Next, OUTPUT, Session};
 use proptest::prelude::*;
 
 /// Everything `bytes` is answered, fed in pieces of these sizes (and then of one byte), sent `take` bytes at a time.
 fn talk(framing: Framing, bytes: &[u8], pieces: &[usize], take: usize) -> Vec<u8> {
     let now = Instant::now();
-    let mut conn = Conn::new(framing, &Limits::default(), now);
+    let mut session = Session::new(framing, &Limits::default(), now);
     let (mut rest, mut pieces, mut out) = (bytes, pieces.iter(), Vec::new());
     loop {
-        assert!(conn.pending().len() <= OUTPUT + 4 * MESSAGE_MAX, "bounded output");
-        match conn.next() {
-            Next::Read if rest.is_empty() => conn.eof(),
+        assert!(session.pending().len() <= OUTPUT + 4 * MESSAGE_MAX, "bounded output");
+        match session.next() {
+            Next::Read if rest.is_empty() => session.eof(),
             Next::Read => {
-                assert!((1..=65_536).contains(&conn.room()));
-                let n = pieces.next().copied().unwrap_or(INPUT).clamp(1, rest.len().min(conn.room()));
-                conn.feed(&rest[..n], now, |_, _| {});
+                assert!((1..=65_536).contains(&session.room()));
+                let n = pieces
+                    .next()
+                    .copied()
+                    .unwrap_or(INPUT)
+                    .clamp(1, rest.len().min(session.room()));
+                session.feed(&rest[..n], now, |_, _| {});
                 rest = &rest[n..];
             }
             Next::Write => {
-                let n = take.min(conn.pending().len());
-                out.extend_from_slice(&conn.pending()[..n]);
-                conn.consume(n, now, |_, _| {});
+                let n = take.min(session.pending().len());
+                out.extend_from_slice(&session.pending()[..n]);
+                session.consume(n, now, |_, _| {});
             }
-            Next::HangUp => conn.hung_up(now),
+            Next::ShutdownWrite => session.write_shut_down(now),
             Next::Close => return out,
         }
     }
@@ -90,13 +94,13 @@ fn many_small_requests_do_not_pile_up() {
 #[test]
 fn the_line_deadline_is_absolute() {
     let (start, limits) = (Instant::now(), Limits { line_timeout: 1000, ..Limits::default() });
-    let mut conn = Conn::new(Framing::Line, &limits, start);
+    let mut session = Session::new(Framing::Line, &limits, start);
     for i in 0..10 {
-        conn.feed(b"1", start + Duration::from_millis(i * 99), |_, _| {});
+        session.feed(b"1", start + Duration::from_millis(i * 99), |_, _| {});
     }
-    assert_eq!(conn.deadline(), start + Duration::from_secs(1));
-    conn.expire(start + Duration::from_millis(999));
-    assert_eq!(conn.next(), Next::Read);
-    conn.expire(start + Duration::from_secs(1));
-    assert_eq!(conn.pending(), b"ERR timeout\n");
+    assert_eq!(session.deadline(), start + Duration::from_secs(1));
+    session.expire(start + Duration::from_millis(999));
+    assert_eq!(session.next(), Next::Read);
+    session.expire(start + Duration::from_secs(1));
+    assert_eq!(session.pending(), b"ERR timeout\n");
 }

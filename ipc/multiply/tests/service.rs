@@ -112,7 +112,8 @@ impl Numbers {
 fn ten_thousand_random_lines_pipelined() {
     let server = Server::start(SERVER, &[]);
     let before = base(&server);
-    let (mut numbers, mut lines, mut expected) = (Numbers(0x9e37_79b9_7f4a_7c15), String::new(), String::new());
+    let (mut numbers, mut lines, mut expected) =
+        (Numbers(0x9e37_79b9_7f4a_7c15), String::new(), String::new());
     for _ in 0..10_000 {
         let (a, b) = (numbers.decimal(), numbers.decimal());
         let op = b"+-*/ "[(numbers.next() % 5) as usize];
@@ -124,14 +125,23 @@ fn ten_thousand_random_lines_pipelined() {
             _ => (" ", a * b),
         };
         lines.push_str(&format!("{a}{word}{b}\n"));
-        let result = if op == b'/' && b == 0.0 { "ERR divide by zero".into() } else { format!("{result:?}") };
+        let result = if op == b'/' && b == 0.0 {
+            "ERR divide by zero".into()
+        } else {
+            format!("{result:?}")
+        };
         expected.push_str(&format!("Data received\n{result}\n"));
     }
     let mut peer = server.connect();
     let sender = peer.send_in_background(lines.into_bytes(), true);
     let (bytes, end) = peer.read_to_end();
     sender.join().unwrap();
-    assert!(bytes == expected.as_bytes() && end == End::Eof, "{} of {} bytes", bytes.len(), expected.len());
+    assert!(
+        bytes == expected.as_bytes() && end == End::Eof,
+        "{} of {} bytes",
+        bytes.len(),
+        expected.len()
+    );
     finish(server, before);
 }
 
@@ -149,8 +159,10 @@ fn framed_answer(result: &str) -> Vec<u8> {
 fn length_prefixed_split_at_each_byte() {
     let server = Server::start(SERVER, &["--framing", "length"]);
     let mut peer = server.connect();
-    let (two, expected) =
-        ([framed(b"5 10"), framed(b"6 7")].concat(), [framed_answer("50.0"), framed_answer("42.0")].concat());
+    let (two, expected) = (
+        [framed(b"5 10"), framed(b"6 7")].concat(),
+        [framed_answer("50.0"), framed_answer("42.0")].concat(),
+    );
     for byte in &two {
         peer.send([*byte]);
     }
@@ -196,15 +208,24 @@ fn a_length_that_is_too_large() {
     let server = Server::start(SERVER, &["--framing", "length"]);
     server.connect().send(framed(b"1 1"));
     let memory = anonymous_bytes(server.pid());
-    for length in
-        [128u32, 0x8000_0000, u32::MAX, i32::MAX as u32, u32::from_be_bytes(*b"5 10"), u32::from_be_bytes(*b"GET ")]
-    {
+    for length in [
+        128u32,
+        0x8000_0000,
+        u32::MAX,
+        i32::MAX as u32,
+        u32::from_be_bytes(*b"5 10"),
+        u32::from_be_bytes(*b"GET "),
+    ] {
         for more in [0, 1, 1 << 20] {
             let mut peer = server.connect();
             let bytes = [&length.to_be_bytes()[..], &vec![b'1'; more]].concat();
             let sender = peer.send_in_background(bytes, false);
             let (answer, end) = peer.read_to_end();
-            assert_eq!((answer, end == End::Silence), (framed(b"ERR line too long"), false), "{length:#x} and {more}");
+            assert_eq!(
+                (answer, end == End::Silence),
+                (framed(b"ERR line too long"), false),
+                "{length:#x} and {more}"
+            );
             sender.join().unwrap();
         }
     }
@@ -252,13 +273,18 @@ fn underflow_is_rounded_and_overflow_is_an_error() {
         ("1.7976931348623157e308 1", "1.7976931348623157e308"),
         ("0.1 + 0.2", "0.30000000000000004"),
     ] {
-        assert_eq!(ask(&mut peer, format!("{request}\n").as_bytes()), format!("{expected}\n"), "{request}");
+        assert_eq!(
+            ask(&mut peer, format!("{request}\n").as_bytes()),
+            format!("{expected}\n"),
+            "{request}"
+        );
     }
 }
 
 #[test]
 fn slow_silent_reset_and_half_closing() {
-    let server = Server::start(SERVER, &["-n", "2", "--line-timeout", "300", "--idle-timeout", "300"]);
+    let server =
+        Server::start(SERVER, &["-n", "2", "--line-timeout", "300", "--idle-timeout", "300"]);
     let before = base(&server);
     let (mut slow, mut silent) = (server.connect(), server.connect());
     slow.send("5 1");
@@ -334,7 +360,10 @@ fn a_stop_answers_what_was_received_and_is_bounded_by_the_grace() {
 fn events_are_one_json_object_a_line() {
     let out = tempfile::NamedTempFile::new().unwrap();
     let mut command = std::process::Command::new(SERVER);
-    command.args(["-p", "0", "--events"]).stdout(out.reopen().unwrap()).stderr(std::process::Stdio::null());
+    command
+        .args(["-p", "0", "--events"])
+        .stdout(out.reopen().unwrap())
+        .stderr(std::process::Stdio::null());
     let server = Server::start_blind(&mut command);
     let mut peer = server.connect();
     ask(&mut peer, b"5 10\n");
@@ -342,7 +371,8 @@ fn events_are_one_json_object_a_line() {
     drop(peer);
     let lines = eventually("both ends of the conversation", || {
         let text = std::fs::read_to_string(out.path()).unwrap();
-        let lines: Vec<serde_json::Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let lines: Vec<serde_json::Value> =
+            text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         (lines.len() == 4).then_some(lines)
     });
     let kinds: Vec<&str> = lines.iter().map(|line| line["event"].as_str().unwrap()).collect();
@@ -350,4 +380,20 @@ fn events_are_one_json_object_a_line() {
     assert_eq!((&lines[1]["request"], &lines[1]["answer"]), (&"5 10".into(), &"50.0".into()));
     assert_eq!(lines[2]["request"], "\\x1b[2J\\\"\\xff 7");
     assert_eq!(lines[3]["why"], "the client left");
+}
+
+/// A pipe that nobody reads has room for few events. The clients are answered all the same.
+#[test]
+fn events_that_nobody_reads_do_not_block_the_workers() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = std::process::Command::new(SERVER);
+    command.args(["-p", "0", "-n", "2", "--events"]).stdout(writer);
+    let mut server = Server::start_blind(command.stderr(std::process::Stdio::null()));
+    for _ in 0..2 {
+        let mut peer = server.connect();
+        peer.send(b"1 1\n".repeat(2000));
+        assert_eq!(peer.read_exactly(18 * 2000), b"Data received\n1.0\n".repeat(2000));
+    }
+    server.stop().unwrap();
+    drop(reader);
 }

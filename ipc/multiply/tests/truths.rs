@@ -98,10 +98,9 @@ fn answer_when_split(server: &Server, at: usize, newline: &[u8]) -> String {
 fn taken(server: &Server, peer: &Peer) -> bool {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let (here, there) = (server.addr.port(), peer.addr().port());
-    let row = table
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|words| words[1].ends_with(&format!(":{here:04X}")) && words[2].ends_with(&format!(":{there:04X}")));
+    let row = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|words| {
+        words[1].ends_with(&format!(":{here:04X}")) && words[2].ends_with(&format!(":{there:04X}"))
+    });
     // Gone from the table, or nothing left to receive.
     row.is_none_or(|words| words[4].ends_with(":00000000"))
 }

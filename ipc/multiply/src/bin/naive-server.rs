@@ -1,63 +1,59 @@
-//! The ancestor's server, with its mistake: it takes one `recv` for one request.
+//! The ancestor's server with its mistake: it takes one recv for one request.
 //!
 //! Run: cargo run -p multiply --bin naive-server
 //! Try: cargo run -p multiply --bin naive-client -- --split 3 5 10
 //! Prev: none
 //! Next: none
 //! Diff base: none
-//! Overload: queue (the listener's backlog; one client at a time)
+//! Overload: queue (in the listener's backlog; one client at a time)
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::time::Duration;
 
 use clap::Parser;
-use common::cli::Listen;
-use common::report::{Failed, Log};
-use common::sock::{Backoff, listen};
-use multiply::stop;
+use common::report::{self, Failed};
+use lifecycle::{Server, shutdown};
 use socket2::Socket;
 
-/// Longer than any experiment takes; a client that says nothing does not hold the server for ever.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A silent client is closed after this time. It is longer than any experiment.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The server that answers 5.0 to 5 times 10
+/// Server that can answer 5.0 to the request 5 10
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
-    listen: Listen,
-    #[command(flatten)]
-    log: Log,
+    server: Server,
 }
 
 fn main() -> Result<(), Failed> {
-    let args = Args::parse();
-    stop::on_signal()?;
-    let listener = listen(&args.listen, 1024)?;
-    stop::watch(&listener);
-    let mut backoff = Backoff::default();
-    while stop::count() == 0 {
+    let Args { server } = Args::parse();
+    shutdown::on_signals(&server.limits)?;
+    let listener = server.listen()?;
+    shutdown::register(&listener);
+    report::ready(&listener);
+    while !shutdown::requested() {
         match listener.accept() {
-            Ok((mut conn, peer)) => args.log.client(&peer, &one_request(&mut conn, &args.log)),
-            Err(_) if stop::count() > 0 => break,
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => backoff.accept_failed(&e, &args.log)?,
+            Ok((mut conn, peer)) => server.log.client(&peer, &answer(&mut conn, &server)),
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            Err(e) => server.accept_failed(&e)?,
         }
     }
     Ok(())
 }
 
-fn one_request(conn: &mut Socket, log: &Log) -> std::io::Result<()> {
-    conn.set_read_timeout(Some(PATIENCE))?;
-    conn.set_write_timeout(Some(PATIENCE))?;
+fn answer(conn: &mut Socket, server: &Server) -> io::Result<()> {
+    conn.set_read_timeout(Some(TIMEOUT))?;
+    conn.set_write_timeout(Some(TIMEOUT))?;
     let mut buffer = [0; 1024];
-    // The mistake: whatever has come so far is taken for the whole request.
+    // The mistake: the bytes that have arrived are taken for the whole request.
     let n = conn.read(&mut buffer)?;
     let data = String::from_utf8_lossy(buffer.get(..n).unwrap_or_default()).into_owned();
-    log.info(&format!("received data: {data}"));
+    server.log.info(&format!("received data: {data}"));
     conn.write_all(b"Data received")?;
     let numbers: Vec<f64> = data.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     if let [a, b] = numbers.as_slice() {
-        // The other half of the mistake: nothing says where the acknowledgement ends and the result begins.
+        // The second mistake: nothing marks the end of the acknowledgement, so the client cannot
+        // find the beginning of the result.
         conn.write_all(format!("{:?}", a * b).as_bytes())?;
     }
     Ok(())

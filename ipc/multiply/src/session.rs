@@ -1,4 +1,5 @@
-//! One client's conversation: bytes go in, bytes come out, and a clock is handed to it. No descriptor, no errno.
+//! One client's session: bytes go in, bytes come out, and the caller passes the time. It has no
+//! descriptor and makes no system call.
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
@@ -7,37 +8,40 @@ use common::cli::Limits;
 use common::service::{LINGER, LINGER_BYTES, MIN_RATE};
 
 use crate::frame::Framing;
-use crate::request::{ACKNOWLEDGED, Refusal, answer};
+use crate::request::{ACKNOWLEDGED, Rejection, answer};
 
-/// So much is received ahead; more than one message of it is a pipeline.
+/// Bytes that are received ahead. If they hold more than one message, the client pipelines.
 pub const INPUT: usize = 4096;
-/// With so much to send, the requests that are here already wait, and nothing more is received.
+/// With this many bytes to send, further requests are neither answered nor received.
 pub const OUTPUT: usize = 16 * 1024;
 
-/// What a [`Conn`] needs from its driver now.
+/// The call that a [`Session`] needs now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Receive at most [`Conn::room`] bytes and [`feed`](Conn::feed) them, or say [`eof`](Conn::eof).
+    /// Receive at most [`Session::room`] bytes and [`feed`](Session::feed) them, or call
+    /// [`eof`](Session::eof).
     Read,
-    /// Send [`Conn::pending`] and [`consume`](Conn::consume) what the kernel took.
+    /// Send [`Session::pending`], and [`consume`](Session::consume) what the kernel has taken.
     Write,
-    /// Send a FIN and say [`hung_up`](Conn::hung_up): what the client still sends has to be read before the close.
-    HangUp,
+    /// Send a FIN and call [`write_shut_down`](Session::write_shut_down). What the client still
+    /// sends has to be read before the close.
+    ShutdownWrite,
     /// Close the descriptor.
     Close,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Talking,
-    HangingUp,
+    Open,
+    Rejecting,
     Lingering,
     Closed,
 }
 
-/// One client's conversation. Its memory is bounded by [`INPUT`] and [`OUTPUT`], whatever the client sends.
+/// One client's session. Whatever the client sends, its memory is bounded by [`INPUT`] and
+/// [`OUTPUT`].
 #[derive(Debug)]
-pub struct Conn {
+pub struct Session {
     framing: Framing,
     limits: Limits,
     state: State,
@@ -46,64 +50,65 @@ pub struct Conn {
     sent: usize,
     answered: u64,
     eof: bool,
-    refusal: Option<Refusal>,
+    rejection: Option<Rejection>,
     drained: usize,
     deadline: Instant,
     slowest: Instant,
 }
 
-impl Conn {
-    /// A client that has just been accepted.
+impl Session {
+    /// The session of a client that has just been accepted.
     pub fn new(framing: Framing, limits: &Limits, now: Instant) -> Self {
-        Conn {
+        Session {
             framing,
             limits: *limits,
-            state: State::Talking,
+            state: State::Open,
             input: Vec::with_capacity(INPUT),
             output: Vec::new(),
             sent: 0,
             answered: 0,
             eof: false,
-            refusal: None,
+            rejection: None,
             drained: 0,
             deadline: now + Duration::from_millis(limits.idle_timeout),
             slowest: now,
         }
     }
 
-    /// A client that gets one error message and a lingering close.
-    pub fn refused(why: Refusal, framing: Framing, limits: &Limits, now: Instant) -> Self {
-        let mut conn = Conn::new(framing, limits, now);
-        conn.refuse(why, now);
-        conn
+    /// A client that is rejected: one `ERR` line, then a FIN.
+    pub fn rejected(why: Rejection, framing: Framing, limits: &Limits, now: Instant) -> Self {
+        let mut session = Session::new(framing, limits, now);
+        session.reject(why, now);
+        session
     }
 
-    /// What to do next with the descriptor.
+    /// The call that is needed now.
     pub fn next(&self) -> Next {
         match self.state {
             State::Closed => Next::Close,
             _ if !self.pending().is_empty() => Next::Write,
-            State::HangingUp => Next::HangUp,
-            State::Talking | State::Lingering => Next::Read,
+            State::Rejecting => Next::ShutdownWrite,
+            State::Open | State::Lingering => Next::Read,
         }
     }
 
-    /// How many bytes [`feed`](Self::feed) takes now.
+    /// How many bytes [`feed`](Self::feed) takes now, at most [`INPUT`].
     pub fn room(&self) -> usize {
         match self.state {
-            State::Talking => INPUT - self.input.len(),
-            State::Lingering => LINGER_BYTES - self.drained,
-            State::HangingUp | State::Closed => 0,
+            State::Open => INPUT - self.input.len(),
+            State::Lingering => INPUT.min(LINGER_BYTES - self.drained),
+            State::Rejecting | State::Closed => 0,
         }
     }
 
-    /// Takes received bytes, at most [`room`](Self::room) of them, and answers each whole request: `seen` is shown the
-    /// message and its answer.
+    /// Takes received bytes, at most [`room`](Self::room), and answers each whole request. It calls
+    /// `seen` with the message and its answer.
     pub fn feed(&mut self, bytes: &[u8], now: Instant, seen: impl FnMut(&[u8], &str)) {
         let bytes = bytes.get(..self.room()).unwrap_or(bytes);
         match self.state {
-            State::Talking => {
-                // The clock of a message starts with its first byte, and no further byte winds it up again.
+            State::Open => {
+                // The deadline of a message starts with its first byte. Further bytes do not move
+                // it.
                 if self.input.is_empty() && !bytes.is_empty() {
                     self.deadline = now + Duration::from_millis(self.limits.line_timeout);
                 }
@@ -116,11 +121,12 @@ impl Conn {
                     self.state = State::Closed;
                 }
             }
-            State::HangingUp | State::Closed => {}
+            State::Rejecting | State::Closed => {}
         }
     }
 
-    /// The client will send no more. What it asked for before is still answered; half a request is not one.
+    /// End of file: the client sends nothing more. What it has requested is still answered. A part
+    /// of a request is not a request.
     pub fn eof(&mut self) {
         self.eof = true;
         if self.next() == Next::Read {
@@ -133,7 +139,7 @@ impl Conn {
         self.output.get(self.sent..).unwrap_or_default()
     }
 
-    /// The kernel took `n` of the [`pending`](Self::pending) bytes.
+    /// The kernel has taken `n` of the [`pending`](Self::pending) bytes.
     pub fn consume(&mut self, n: usize, now: Instant, seen: impl FnMut(&[u8], &str)) {
         let n = n.min(self.pending().len());
         if n == 0 {
@@ -144,17 +150,22 @@ impl Conn {
         if self.sent == self.output.len() {
             self.output.clear();
             self.sent = 0;
-            if self.state == State::Talking {
-                let patience = if self.input.is_empty() { self.limits.idle_timeout } else { self.limits.line_timeout };
-                self.deadline = now + Duration::from_millis(patience);
+            if self.state == State::Open {
+                let timeout = if self.input.is_empty() {
+                    self.limits.idle_timeout
+                } else {
+                    self.limits.line_timeout
+                };
+                self.deadline = now + Duration::from_millis(timeout);
                 self.answer_whole_requests(now, seen);
             }
         }
     }
 
-    /// The FIN is out; the rest of the client's bytes are thrown away until it closes, or the linger ends.
-    pub fn hung_up(&mut self, now: Instant) {
-        if self.state == State::HangingUp {
+    /// The FIN has been sent. What the client still sends is discarded, until it closes or the
+    /// linger time has passed.
+    pub fn write_shut_down(&mut self, now: Instant) {
+        if self.state == State::Rejecting {
             self.state = if self.eof { State::Closed } else { State::Lingering };
             self.deadline = now + LINGER;
         }
@@ -165,39 +176,43 @@ impl Conn {
         self.deadline
     }
 
-    /// Ends what has waited too long: with `ERR timeout` in the middle of a message, or where none ever came; without
-    /// a word where the client has had its answers and only stays, or does not read.
+    /// Ends a session whose deadline has passed. In the middle of a message, or before the first
+    /// one, the client gets `ERR timeout`. A client that is idle after its answers, or that does
+    /// not read, is closed without an error line.
     pub fn expire(&mut self, now: Instant) {
         if now < self.deadline {
             return;
         }
         match self.next() {
             Next::Write => {
-                self.refusal = Some(Refusal::Timeout);
+                self.rejection = Some(Rejection::Timeout);
                 self.state = State::Closed;
             }
-            Next::Read if self.state == State::Talking && (self.answered == 0 || !self.input.is_empty()) => {
-                self.refuse(Refusal::Timeout, now);
+            Next::Read
+                if self.state == State::Open && (self.answered == 0 || !self.input.is_empty()) =>
+            {
+                self.reject(Rejection::Timeout, now);
             }
             _ => self.state = State::Closed,
         }
     }
 
-    /// How the conversation went.
+    /// How the session has ended.
     ///
     /// # Errors
-    /// What ended it, where that was not the client.
+    /// Why the server has ended it.
     pub fn result(&self) -> io::Result<()> {
-        let kind = match self.refusal {
+        let kind = match self.rejection {
             None => return Ok(()),
-            Some(Refusal::Busy) => ErrorKind::ResourceBusy,
-            Some(Refusal::Timeout) => ErrorKind::TimedOut,
+            Some(Rejection::Busy) => ErrorKind::ResourceBusy,
+            Some(Rejection::Timeout) => ErrorKind::TimedOut,
             Some(_) => ErrorKind::InvalidData,
         };
-        Err(io::Error::new(kind, self.refusal.map_or("", Refusal::text)))
+        Err(io::Error::new(kind, self.rejection.map_or("", Rejection::text)))
     }
 
-    /// However the bytes came, in one piece or one by one: what is a request is decided by [`Framing`] alone.
+    /// Answers the requests that are complete. [`Framing`] alone decides what a request is: it does
+    /// not matter in which pieces the bytes have arrived.
     fn answer_whole_requests(&mut self, now: Instant, mut seen: impl FnMut(&[u8], &str)) {
         let (mut taken, before) = (0, self.answered);
         let mut too_long = false;
@@ -220,7 +235,7 @@ impl Conn {
         }
         self.input.drain(..taken);
         if too_long {
-            self.refuse(Refusal::TooLong, now);
+            self.reject(Rejection::TooLong, now);
         } else if self.answered > before {
             self.begin_sending(now);
         } else if self.eof {
@@ -228,17 +243,18 @@ impl Conn {
         }
     }
 
-    /// What was answered before goes out before the error does.
-    fn refuse(&mut self, why: Refusal, now: Instant) {
-        self.refusal = Some(why);
+    /// The error line comes after the answers that are still pending.
+    fn reject(&mut self, why: Rejection, now: Instant) {
+        self.rejection = Some(why);
         self.framing.put(why.text(), &mut self.output);
-        self.state = State::HangingUp;
+        self.state = State::Rejecting;
         self.begin_sending(now);
     }
 
     fn begin_sending(&mut self, now: Instant) {
-        let patience = Duration::from_millis(self.limits.write_timeout);
-        self.deadline = now + patience;
-        self.slowest = now + patience + Duration::from_secs(self.output.len() as u64 / u64::from(MIN_RATE));
+        let timeout = Duration::from_millis(self.limits.write_timeout);
+        self.deadline = now + timeout;
+        self.slowest =
+            now + timeout + Duration::from_secs(self.output.len() as u64 / u64::from(MIN_RATE));
     }
 }
