@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 
 use crate::breach::Breach;
 use crate::limits;
@@ -34,11 +34,8 @@ pub fn run(root: &Path, names: &[String], fix: bool) -> Result<()> {
     print_breaches(&tree, &breaches, &mut out)?;
     print_examples(&tree, &chosen, &mut out)?;
     print_crates(&tree, &chosen, &mut out)?;
-    match breaches.len() {
-        0 => Ok(()),
-        1 => bail!("1 breach of the rules"),
-        count => bail!("{count} breaches of the rules"),
-    }
+    ensure!(breaches.is_empty(), "breaches of the rules: {}", breaches.len());
+    Ok(())
 }
 
 fn print_breaches(tree: &Tree, breaches: &[Breach], out: &mut impl Write) -> Result<()> {

@@ -8,12 +8,12 @@ use crate::tree::{Package, Tree};
 
 pub fn examples(tree: &Tree) -> Vec<Breach> {
     let examples = tree.packages_that(Package::is_example);
-    examples.flat_map(|package| sizes::of_example(tree, package)).flat_map(|file| judge_file(&file)).collect()
+    examples.flat_map(|package| sizes::of_example(tree, package)).flat_map(|file| check_file(&file)).collect()
 }
 
 pub fn crates(tree: &Tree) -> Vec<Breach> {
     let crates = tree.packages_that(|package| !package.is_example() && limits::binds(&package.folder));
-    crates.flat_map(|package| judge_crate(&sizes::of_crate(tree, package))).collect()
+    crates.flat_map(|package| check_crate(&sizes::of_crate(tree, package))).collect()
 }
 
 /// Every line of an example's Rust files, tests included.
@@ -28,18 +28,18 @@ pub fn line_width(tree: &Tree) -> Vec<Breach> {
     too_wide.map(breach).collect()
 }
 
-fn judge_file(file: &FileSize) -> Vec<Breach> {
+fn check_file(file: &FileSize) -> Vec<Breach> {
     let path = &file.source.path;
     let mut breaches = Vec::new();
     breaches.extend(over_row(path, file.code, file.limit, "code lines"));
-    breaches.extend(file.functions.iter().flat_map(|function| judge_function(path, function, true)));
+    breaches.extend(file.functions.iter().flat_map(|function| check_function(path, function, true)));
     if let Some(lesson) = &file.lesson {
-        breaches.extend(judge_lesson(path, file.comments, lesson));
+        breaches.extend(check_lesson(path, file.comments, lesson));
     }
     breaches
 }
 
-fn judge_lesson(path: &str, comments: usize, lesson: &Lesson) -> Vec<Breach> {
+fn check_lesson(path: &str, comments: usize, lesson: &Lesson) -> Vec<Breach> {
     let mut breaches = Vec::new();
     match lesson.first_loop {
         None => breaches.push(Breach::new(path, 1, "no `while` and no `loop`: where is the accept or event loop?")),
@@ -61,20 +61,20 @@ fn judge_lesson(path: &str, comments: usize, lesson: &Lesson) -> Vec<Breach> {
     breaches
 }
 
-fn judge_crate(size: &CrateSize) -> Vec<Breach> {
+fn check_crate(size: &CrateSize) -> Vec<Breach> {
     let mut breaches = Vec::new();
     let folder = &size.package.folder;
     breaches.extend(over_row(&format!("{folder}/Cargo.toml"), size.code, size.limit, "code lines in the crate"));
     for source in &size.files {
         breaches.extend(over(&source.path, 1, source.size().code, limits::FILE, "code lines"));
         breaches.extend(
-            source::functions(source).iter().flat_map(|function| judge_function(&source.path, function, false)),
+            source::functions(source).iter().flat_map(|function| check_function(&source.path, function, false)),
         );
     }
     breaches
 }
 
-fn judge_function(path: &str, function: &Function, is_example: bool) -> Vec<Breach> {
+fn check_function(path: &str, function: &Function, is_example: bool) -> Vec<Breach> {
     let named = |what: &str| format!("{what} in fn {}", function.name);
     let long = over(path, function.line, function.lines, limits::FUNCTION, &named("code lines"));
     let deep = over(path, function.line, function.depth, limits::DEPTH, &named("levels of control flow"));
@@ -100,7 +100,7 @@ mod tests {
 
     fn of_functions(text: &str) -> usize {
         let source = Source::parse("x.rs", text).unwrap();
-        source::functions(&source).iter().flat_map(|function| judge_function("x.rs", function, true)).count()
+        source::functions(&source).iter().flat_map(|function| check_function("x.rs", function, true)).count()
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
             comments: 0,
             lesson: None,
         };
-        assert_eq!([Some(2), Some(1), None].map(|limit| judge_file(&file(limit)).len()), [0, 1, 1]);
+        assert_eq!([Some(2), Some(1), None].map(|limit| check_file(&file(limit)).len()), [0, 1, 1]);
     }
 
     #[test]
@@ -136,12 +136,12 @@ mod tests {
             let diff = Some(Diff { base: "y".into(), removed: 60, added, limit: 60 });
             Lesson { first_loop, diff }
         };
-        assert_eq!(judge_lesson("x", 25, &lesson(Some(60), 60)), []);
-        assert_eq!(judge_lesson("x", 25, &lesson(Some(61), 60)).len(), 1);
-        assert_eq!(judge_lesson("x", 25, &lesson(None, 60)).len(), 1);
-        assert_eq!(judge_lesson("x", 24, &lesson(Some(60), 60)).len(), 1);
-        assert_eq!(judge_lesson("x", 61, &lesson(Some(60), 60)).len(), 1);
-        assert_eq!(judge_lesson("x", 25, &lesson(Some(60), 61)).len(), 1);
+        assert_eq!(check_lesson("x", 25, &lesson(Some(60), 60)), []);
+        assert_eq!(check_lesson("x", 25, &lesson(Some(61), 60)).len(), 1);
+        assert_eq!(check_lesson("x", 25, &lesson(None, 60)).len(), 1);
+        assert_eq!(check_lesson("x", 24, &lesson(Some(60), 60)).len(), 1);
+        assert_eq!(check_lesson("x", 61, &lesson(Some(60), 60)).len(), 1);
+        assert_eq!(check_lesson("x", 25, &lesson(Some(60), 61)).len(), 1);
     }
 
     #[test]
@@ -150,8 +150,8 @@ mod tests {
         let source = Source::parse("x/src/lib.rs", &text).unwrap();
         let package = Package { name: "x".into(), folder: "x".into(), ..Package::default() };
         let size = |limit| CrateSize { package: &package, files: vec![&source], code: 301, limit };
-        assert_eq!(judge_crate(&size(Some(301))).len(), 1, "the file");
-        assert_eq!(judge_crate(&size(Some(300))).len(), 2, "the file and the crate");
-        assert_eq!(judge_crate(&size(None)).len(), 2, "the file and the missing limit");
+        assert_eq!(check_crate(&size(Some(301))).len(), 1, "the file");
+        assert_eq!(check_crate(&size(Some(300))).len(), 2, "the file and the crate");
+        assert_eq!(check_crate(&size(None)).len(), 2, "the file and the missing limit");
     }
 }

@@ -11,7 +11,7 @@ use crate::tree::{Kind, Package, Tree};
 const LESSONS: &str = "fork accept accept4 accept_raw select pselect sendmsg recvmsg spawn spawn_scoped scope mmap mkfifo \
     sendfile set_reuse_port set_linger set_tcp_cork";
 /// The calls of `lifecycle`, and the calls that end a process. `common` must not make them.
-const PROCESS: &str = "poll ppoll sigaction signal waitpid wait exit _exit abort kill flock panic! unreachable! println! \
+const PROCESS: &str = "sigaction signal waitpid wait exit _exit abort kill flock panic! unreachable! println! \
     eprintln!";
 /// Async-signal-safe system calls (signal-safety(7)), atomics, and code that only moves values.
 const IN_HANDLER: &str = "libc::shutdown libc::write libc::_exit libc::alarm libc::close libc::raise waitpid libc::waitpid \

@@ -1,8 +1,8 @@
-//! A function stands in one example only: what two examples have in common belongs in a library.
+//! A function is in one example only: code that two examples have in common belongs in a library.
 //!
-//! The event loops repeat [`COPIES`], which consist of the calls that the lesson is about. Those of the servers are equal
-//! byte for byte: `read_and_write` its signature apart, since mio has a socket type of its own; `accept` wherever the
-//! signature is the same.
+//! The event loops of the servers repeat [`COPIES`], which consist of the calls that the lesson is about. The rule compares
+//! them byte for byte, comments included. `accept` is compared with every `accept` of the same signature. `read_and_write`
+//! is compared with every other one; only the signature may differ, because mio has a socket type of its own.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::source::{self, Function};
 use crate::tree::{Kind, Package, Tree};
 
 const COPIES: [&str; 2] = ["read_and_write", "accept"];
-/// A shorter function says too little to be a repetition.
+/// A function with fewer statements and fewer tokens is too short to compare.
 const STATEMENTS: usize = 3;
 const TOKENS: usize = 25;
 

@@ -47,17 +47,17 @@ impl Functions<'_> {
         let name = signature.ident.to_string();
         let text = |span: proc_macro2::Span| span.source_text().unwrap_or_default();
         let body = text(block.span());
-        let tokens: TokenStream = body.parse().unwrap_or_default();
+        let tokens = normal(&body);
         let declared = normal(&text(signature.span())).replacen(&format!("fn {name} "), "fn ", 1);
         let first = attributes.first().map_or(start, |attribute| attribute.span().start().line);
         let head: Vec<&str> = self.source.text.lines().take(start - 1).skip(first - 1).map(str::trim).collect();
         self.found.push(Function {
             line: start,
             lines: self.source.code_lines(start..=end),
-            depth: depth(tokens.clone()),
+            depth: depth(body.parse().unwrap_or_default()),
             statements: block.stmts.len(),
-            tokens: count(tokens),
-            normal: format!("{declared} {}", normal(&body)),
+            tokens: tokens.split(' ').count(),
+            normal: format!("{declared} {tokens}"),
             signature: declared,
             head: head.join("\n"),
             name,
@@ -91,14 +91,6 @@ fn push_words(tokens: TokenStream, words: &mut Vec<String>) {
             other => words.push(other.to_string()),
         }
     }
-}
-
-fn count(tokens: TokenStream) -> usize {
-    let each = |token| match token {
-        TokenTree::Group(group) => 1 + count(group.stream()),
-        _ => 1,
-    };
-    tokens.into_iter().map(each).sum()
 }
 
 impl<'a> Visit<'a> for Functions<'_> {
