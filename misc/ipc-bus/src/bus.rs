@@ -1,4 +1,4 @@
-//! Seven ways to carry a message from many processes to one.
+//! Seven ways to send messages from many processes to one.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -12,13 +12,14 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_receive, mq_send, mq_unlink};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, recv, send, socket, socketpair,
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, recv, send, socket,
+    socketpair,
 };
 use nix::sys::stat::Mode;
 use nix::unistd::{pipe2, read, write};
 use tempfile::TempDir;
 
-/// The kernel lacks a bus, or forbids it.
+/// The kernel does not have a bus, or does not permit it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}: not available: {1}")]
 pub struct Unavailable(&'static str, Errno);
@@ -47,18 +48,22 @@ impl Bus {
         }
     }
 
-    /// Both ends. What needs a name loses it before this returns: the open ends live on without.
+    /// Makes both ends. A name is removed before this function returns: open ends do not need it.
     pub fn open(self) -> Result<(End, End)> {
-        let _shielded = Shielded::new()?;
+        let _blocked = BlockedSignals::new()?;
         let names = Names::new()?;
         self.open_at(&names)
     }
 
+    /// Makes both ends and keeps the name.
     pub fn open_at(self, names: &Names) -> Result<(End, End)> {
-        let pair = |kind| socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).context("socketpair");
+        let pair = |kind| {
+            socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC)
+                .context("socketpair")
+        };
         let (reader, writer) = match self {
             Bus::Pipe => pipe2(OFlag::O_CLOEXEC).context("pipe2")?,
-            // Packet mode: each write is a packet, each read takes one.
+            // Packet mode: each write is a packet, each read returns one.
             Bus::PipeDirect => match pipe2(OFlag::O_CLOEXEC | OFlag::O_DIRECT) {
                 Err(e @ Errno::EINVAL) => return Err(Unavailable(self.name(), e).into()),
                 ends => ends.context("pipe2")?,
@@ -73,7 +78,7 @@ impl Bus {
     }
 }
 
-/// One end. Its calls return what the kernel returned: what they do at the edges is the lesson.
+/// One end. Its methods return what the kernel returns.
 pub struct End {
     bus: Bus,
     fd: OwnedFd,
@@ -96,17 +101,17 @@ impl End {
         }
     }
 
-    /// The flag belongs to the open file: both ends are open files of their own. F_SETFL sets all flags, so those that
-    /// are there must be handed in again: without O_DIRECT a pipe forgets its packets.
+    /// Sets O_NONBLOCK of this end. F_SETFL sets all flags, so the old flags must be passed again:
+    /// without O_DIRECT a pipe loses its packet mode.
     pub fn set_nonblocking(&self) -> Result<()> {
         let flags = OFlag::from_bits_retain(fcntl(&self.fd, FcntlArg::F_GETFL).context("F_GETFL")?);
         fcntl(&self.fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).context("F_SETFL")?;
         Ok(())
     }
 
-    /// On Linux a message queue is a descriptor, and MqdT does not close: this is a view of it.
+    /// On Linux a message queue is a descriptor. Dropping an MqdT does not close it.
     fn mqd(&self) -> MqdT {
-        // SAFETY: the descriptor is open, and stays `fd`'s.
+        // SAFETY: the descriptor is open, and `fd` remains its owner.
         unsafe { MqdT::from_raw_fd(self.fd.as_raw_fd()) }
     }
 }
@@ -117,7 +122,8 @@ impl AsFd for End {
     }
 }
 
-/// A private directory and the name of a queue, both removed in the end. Make them while shielded.
+/// A private directory and the name of a queue. Dropping them removes both, so block the signals
+/// that end the process.
 pub struct Names {
     dir: TempDir,
     queue: String,
@@ -127,7 +133,8 @@ static QUEUES: AtomicU32 = AtomicU32::new(0);
 
 impl Names {
     pub fn new() -> Result<Names> {
-        let dir = tempfile::Builder::new().prefix("ipc-bus-").tempdir().context("temporary directory")?;
+        let dir =
+            tempfile::Builder::new().prefix("ipc-bus-").tempdir().context("temporary directory")?;
         let queue = format!("/ipc-bus-{}-{}", std::process::id(), QUEUES.fetch_add(1, Relaxed));
         Ok(Names { dir, queue })
     }
@@ -153,22 +160,23 @@ impl Names {
         Ok((reader, self.queue_end(MQ_OFlag::O_WRONLY)?))
     }
 
-    /// An end of the queue that is there.
+    /// Opens the existing queue for reading.
     pub fn open_queue(&self) -> Result<End> {
         Ok(End { bus: Bus::Mq, fd: self.queue_end(MQ_OFlag::O_RDONLY)? })
     }
 
     fn queue_end(&self, flags: MQ_OFlag) -> Result<OwnedFd> {
-        let of = |file: &str, fallback| {
-            let text = fs::read_to_string(Path::new("/proc/sys/fs/mqueue").join(file)).unwrap_or_default();
-            text.trim().parse().unwrap_or(fallback)
+        let setting = |file: &str, default| {
+            let path = Path::new("/proc/sys/fs/mqueue").join(file);
+            fs::read_to_string(path).unwrap_or_default().trim().parse().unwrap_or(default)
         };
-        let attr = MqAttr::new(0, of("msg_default", 10), of("msgsize_default", 8192), 0);
+        let (messages, size) = (setting("msg_default", 10), setting("msgsize_default", 8192));
+        let attr = MqAttr::new(0, messages, size, 0);
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         match mq_open(self.queue.as_str(), flags | MQ_OFlag::O_CLOEXEC, mode, Some(&attr)) {
-            // SAFETY: the kernel has just made it, and nobody else has it.
+            // SAFETY: the kernel has just made this descriptor for us.
             Ok(mqd) => Ok(unsafe { OwnedFd::from_raw_fd(mqd.into_raw_fd()) }),
-            // Not in this kernel, not allowed, or RLIMIT_MSGQUEUE is too small for one.
+            // Not in this kernel, not permitted, or RLIMIT_MSGQUEUE is too small.
             Err(e @ (Errno::ENOSYS | Errno::EPERM | Errno::EACCES | Errno::EMFILE)) => {
                 Err(Unavailable(Bus::Mq.name(), e).into())
             }
@@ -179,7 +187,7 @@ impl Names {
 
 impl Drop for Names {
     fn drop(&mut self) {
-        // The directory goes by itself; a queue that was never made is no error.
+        // TempDir removes the directory. The error of a queue that does not exist is ignored.
         let _ = mq_unlink(self.queue.as_str());
     }
 }
@@ -188,19 +196,22 @@ fn unix_dgram() -> Result<OwnedFd> {
     socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).context("socket")
 }
 
-/// While this lives, Ctrl-C and its relatives wait: names are in the file system and the queues only in between.
-pub struct Shielded(SigSet);
+/// While this value exists, the signals that end the process are blocked. Names of sockets and
+/// queues exist only during this time.
+pub struct BlockedSignals(SigSet);
 
-impl Shielded {
-    pub fn new() -> Result<Shielded> {
-        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
+impl BlockedSignals {
+    pub fn new() -> Result<BlockedSignals> {
+        let signals =
+            SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
         let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before)).context("sigprocmask")?;
-        Ok(Shielded(before))
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))
+            .context("sigprocmask")?;
+        Ok(BlockedSignals(before))
     }
 }
 
-impl Drop for Shielded {
+impl Drop for BlockedSignals {
     fn drop(&mut self) {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.0), None);
     }

@@ -1,12 +1,16 @@
-//! What carries a message between processes: seven buses, and every cell of the table an experiment.
+//! Seven ways to send messages between processes: what each does, and how fast it is.
+//!
+//! Each cell of the tables is an experiment on a new bus.
 //!
 //! Run: cargo run --release -p ipc-bus
 //! Try: cargo run --release -p ipc-bus -- --bus seqpacket --bus dgram
 
 mod bus;
+mod crash;
 mod probe;
 mod process;
 mod rate;
+mod torn;
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -16,49 +20,30 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 use crate::bus::{Bus, Unavailable};
-use crate::process::watchdog;
+use crate::process::start_timeout;
 use crate::rate::{Load, measure};
 
-/// sysexits(3): the kernel lacks what the lesson needs, or forbids it.
-const UNAVAILABLE: u8 = 69;
-
-/// What carries a message between processes: seven buses, measured live
+/// Seven ways to send messages between processes, measured
 #[derive(Parser)]
 struct Args {
-    /// Only these; all if none is named
+    /// Only this bus; may be repeated [default: all]
     #[arg(long, value_enum, value_name = "BUS")]
     bus: Vec<Bus>,
-    /// Writers at once
-    #[arg(short = 'n', long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// Number of writers
+    #[arg(short = 'n', long, default_value_t = 4, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
     writers: u32,
-    /// Messages of each writer in a round
-    #[arg(long, default_value_t = 10_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    /// Messages per writer in a round
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
     messages: u32,
-    /// Rounds of pipe and bus; the median is shown
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=21))]
+    /// Number of rounds; each measures a pipe and the bus, and the median is printed
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=21))]
     rounds: u32,
-    /// Not the rates, only what each bus does
+    /// Do not measure rates
     #[arg(long)]
     no_rates: bool,
-}
-
-/// What was not there, told at the end.
-struct Missing(Vec<String>);
-
-impl Missing {
-    /// A missing bus is a row with a dash; any other failure ends the program.
-    fn cell<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
-        match result {
-            Err(e) => {
-                let text = e.downcast::<Unavailable>()?.to_string();
-                if !self.0.contains(&text) {
-                    self.0.push(text);
-                }
-                Ok(None)
-            }
-            Ok(value) => Ok(Some(value)),
-        }
-    }
 }
 
 fn main() -> ExitCode {
@@ -74,54 +59,49 @@ fn main() -> ExitCode {
     if missing.0.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(UNAVAILABLE) }
 }
 
+/// A column: title, width, experiment.
+type Column = (&'static str, usize, fn(Bus) -> Result<String>);
+
+/// The experiments, in tables of at most 80 columns.
+const TABLES: [&[Column]; 4] = [
+    &[
+        ("queued", 7, probe::queued),
+        ("boundaries", 10, probe::boundaries),
+        ("whole up to", 22, torn::whole_up_to),
+        ("end of file", 13, probe::end_of_file),
+    ],
+    &[("a descriptor", 12, probe::carries_a_descriptor), ("left after kill -9", 23, crash::left)],
+    &[
+        ("100 bytes into a buffer of 10", 37, probe::short_buffer),
+        ("MSG_PEEK|MSG_TRUNC", 18, probe::next_length),
+    ],
+    &[("an empty message", 32, probe::empty_message)],
+];
+
 fn run(args: &Args, missing: &mut Missing) -> Result<()> {
     let buses = if args.bus.is_empty() { Bus::value_variants() } else { args.bus.as_slice() };
     if !args.no_rates {
         rates(buses, args, missing)?;
         say("");
     }
-    properties(buses, missing)?;
-    say("");
-    edges(buses, missing)
-}
-
-fn rates(buses: &[Bus], args: &Args, missing: &mut Missing) -> Result<()> {
-    let load = Load { writers: args.writers, messages: args.messages, rounds: args.rounds };
-    say(format_args!("{} writers, one reader", args.writers));
-    say(format_args!(
-        "{:20} {:>10} {:>8} {:>13} {:>11} {:>8}",
-        "bus", "128 B: /s", "of pipe", "reads/message", "1 KiB: /s", "of pipe"
-    ));
-    for bus in buses {
-        let Some(small) = missing.cell(measure(*bus, 128, load))? else {
-            say(format_args!("{:20} not available", bus.name()));
-            continue;
-        };
-        let large = measure(*bus, 1024, load)?;
-        say(format_args!(
-            "{:20} {:>10.0} {:>8.2} {:>13.3} {:>11.0} {:>8.2}",
-            bus.name(),
-            small.per_second,
-            small.of_pipe,
-            small.reads_per_message,
-            large.per_second,
-            large.of_pipe
-        ));
+    for (i, columns) in TABLES.iter().enumerate() {
+        if i > 0 {
+            say("");
+        }
+        table(buses, missing, columns)?;
     }
     Ok(())
 }
 
-type Probe = fn(Bus) -> Result<String>;
-
-/// A table with one column for each question.
-fn table<const N: usize>(buses: &[Bus], missing: &mut Missing, columns: [(&str, usize, Probe); N]) -> Result<()> {
-    let head = columns.map(|(title, width, _)| format!("{title:width$}"));
-    say(format!("{:20} {}", "bus", head.join(" ")).trim_end());
+fn table(buses: &[Bus], missing: &mut Missing, columns: &[Column]) -> Result<()> {
+    let head: String = columns.iter().map(|(title, width, _)| format!(" {title:width$}")).collect();
+    say(format!("{:20}{head}", "bus").trim_end());
     for bus in buses {
-        watchdog()?;
+        start_timeout()?;
         let mut row = format!("{:20}", bus.name());
         for (title, width, probe) in columns {
-            let cell = missing.cell(probe(*bus).with_context(|| format!("{}: {title}", bus.name())))?;
+            let result = probe(*bus).with_context(|| format!("{}: {title}", bus.name()));
+            let cell = missing.cell(result)?;
             row += &format!(" {:width$}", cell.as_deref().unwrap_or("-"));
         }
         say(row.trim_end());
@@ -129,34 +109,41 @@ fn table<const N: usize>(buses: &[Bus], missing: &mut Missing, columns: [(&str, 
     Ok(())
 }
 
-fn properties(buses: &[Bus], missing: &mut Missing) -> Result<()> {
-    table(
-        buses,
-        missing,
-        [
-            ("queued", 7, probe::queued),
-            ("boundaries", 10, probe::boundaries),
-            ("whole up to", 22, probe::whole_up_to),
-            ("end of file", 12, probe::end_of_file),
-            ("a descriptor", 12, probe::carries_a_descriptor),
-            ("left by a killed maker", 22, probe::after_a_crash),
-        ],
-    )
+fn rates(buses: &[Bus], args: &Args, missing: &mut Missing) -> Result<()> {
+    let load = Load { writers: args.writers, messages: args.messages, rounds: args.rounds };
+    say(format_args!("{} writers, one reader", args.writers));
+    say(format!("{:20} 128 B: /s  of pipe reads/message 1 KiB: /s  of pipe", "bus"));
+    for bus in buses {
+        let row = match missing.cell(measure(*bus, 128, load))? {
+            None => "not available".to_owned(),
+            Some(small) => rate::row(&small, &measure(*bus, 1024, load)?),
+        };
+        say(format!("{:20} {row}", bus.name()));
+    }
+    Ok(())
 }
 
-fn edges(buses: &[Bus], missing: &mut Missing) -> Result<()> {
-    table(
-        buses,
-        missing,
-        [
-            ("100 bytes into a buffer of 10", 37, probe::short_buffer),
-            ("MSG_PEEK|MSG_TRUNC", 18, probe::asks_the_length),
-            ("an empty message", 32, probe::empty_message),
-        ],
-    )
+/// sysexits.h: the kernel has no such bus, or does not permit it.
+const UNAVAILABLE: u8 = 69;
+
+/// The buses that are not available. They are reported at the end.
+struct Missing(Vec<String>);
+
+impl Missing {
+    /// `None`: the bus is not available. Any other error ends the program.
+    fn cell<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
+        let text = match result {
+            Ok(value) => return Ok(Some(value)),
+            Err(e) => e.downcast::<Unavailable>()?.to_string(),
+        };
+        if !self.0.contains(&text) {
+            self.0.push(text);
+        }
+        Ok(None)
+    }
 }
 
-/// One line on stdout; a closed stdout is no reason to stop.
+/// Prints a line. A closed stdout does not end the program.
 fn say(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }

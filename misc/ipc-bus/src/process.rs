@@ -1,4 +1,4 @@
-//! Children that never outlive the measurement, and a measurement that never outlives its patience.
+//! Children that end with their parent, and a timeout for each experiment.
 
 use std::ptr;
 
@@ -9,27 +9,28 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getppid};
 
-/// No experiment takes this long ...
-const PATIENCE_SECONDS: libc::time_t = 60;
-/// ... and when it does, whatever sleeps is interrupted again and again.
-const AGAIN_SECONDS: libc::time_t = 5;
+/// The timeout of an experiment ...
+const TIMEOUT_SECONDS: libc::time_t = 60;
+/// ... and after it the interval in which blocked calls are interrupted again.
+const INTERVAL_SECONDS: libc::time_t = 5;
 
-/// In a child: die with the parent, however it ends.
+/// A child calls this: the kernel kills it when the parent ends.
 pub fn die_with(parent: Pid) {
     let _ = set_pdeathsig(Signal::SIGKILL);
-    // A parent that died before the prctl has sent no signal.
+    // If the parent has ended before prctl, the kernel sends no signal.
     if getppid() != parent {
         leave(1);
     }
 }
 
-/// The end of a child: nothing of the parent's runs a second time.
+/// The end of a child. _exit, because exit would run the parent's atexit functions and flush its
+/// buffers.
 pub fn leave(status: i32) -> ! {
-    // SAFETY: ends the process.
+    // SAFETY: _exit ends the process.
     unsafe { libc::_exit(status) }
 }
 
-/// Waits for a child that ends or has been killed.
+/// Waits until the child has ended.
 pub fn reap(child: Pid) -> Result<()> {
     loop {
         match waitpid(child, None) {
@@ -39,18 +40,20 @@ pub fn reap(child: Pid) -> Result<()> {
     }
 }
 
-/// Starts anew. A read that sleeps for too long returns EINTR: a bus that hangs is an error, not a hang.
-pub fn watchdog() -> Result<()> {
+/// Starts the timeout of the next experiment. After the timeout a blocked read fails with EINTR.
+pub fn start_timeout() -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGALRM, &action) }.context("sigaction")?;
-    // Whoever started this program may have blocked it.
+    // The parent may have blocked SIGALRM.
     SigSet::from(Signal::SIGALRM).thread_unblock().context("sigprocmask")?;
     let after = |tv_sec| libc::timeval { tv_sec, tv_usec: 0 };
-    let timer = libc::itimerval { it_interval: after(AGAIN_SECONDS), it_value: after(PATIENCE_SECONDS) };
+    let (it_interval, it_value) = (after(INTERVAL_SECONDS), after(TIMEOUT_SECONDS));
+    let timer = libc::itimerval { it_interval, it_value };
     // SAFETY: the kernel reads one itimerval.
-    Errno::result(unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) }).context("setitimer")?;
-    Ok(())
+    let rc = unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, ptr::null_mut()) };
+    Errno::result(rc).map(drop).context("setitimer")
 }
 
+/// SIGALRM needs a handler: its default action ends the process.
 extern "C" fn nothing(_: libc::c_int) {}

@@ -1,4 +1,4 @@
-//! Many writers, one reader, a round of messages: how many a second, and in how many reads.
+//! Many writers and one reader: messages per second, and reads per message.
 
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -10,17 +10,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2, read};
 
 use crate::bus::{Bus, End};
-use crate::process::{die_with, leave, reap, watchdog};
+use crate::process::{die_with, leave, reap, start_timeout};
 
 #[derive(Clone, Copy)]
 pub struct Load {
     pub writers: u32,
-    /// Of each writer.
+    /// Messages per writer.
     pub messages: u32,
     pub rounds: u32,
 }
 
-/// What one bus did, in the median round.
+/// The result of one bus in the median round.
 pub struct Rate {
     pub per_second: f64,
     pub reads_per_message: f64,
@@ -28,7 +28,15 @@ pub struct Rate {
     pub of_pipe: f64,
 }
 
-/// Each round is a pair, the pipe and this bus: what slows the machine down slows both.
+/// The row of a bus: messages of 128 bytes, then messages of 1 KiB.
+pub fn row(small: &Rate, large: &Rate) -> String {
+    format!(
+        "{:>9.0} {:>8.2} {:>13.3} {:>9.0} {:>8.2}",
+        small.per_second, small.of_pipe, small.reads_per_message, large.per_second, large.of_pipe
+    )
+}
+
+/// Each round measures a pipe and then this bus: other load on the machine slows both.
 pub fn measure(bus: Bus, size: usize, load: Load) -> Result<Rate> {
     let mut rounds = Vec::new();
     for _ in 0..load.rounds {
@@ -42,24 +50,25 @@ pub fn measure(bus: Bus, size: usize, load: Load) -> Result<Rate> {
 }
 
 fn round(bus: Bus, size: usize, load: Load) -> Result<Rate> {
-    watchdog()?;
+    start_timeout()?;
     let (reader, writer) = bus.open()?;
     let (wait, gate) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
     let mut children = Vec::new();
     for number in 0..load.writers {
         let letter = b'a' + (number % 26) as u8;
-        let job = Job { end: &writer, letter, size, messages: load.messages, wait: &wait, parent: getpid() };
-        // SAFETY: this process has one thread, so the child may do whatever the parent may.
+        let (messages, parent) = (load.messages, getpid());
+        let job = Job { end: &writer, letter, size, messages, wait: &wait, parent };
+        // SAFETY: this process has one thread, so the child may call any function.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => sender(&job, gate),
             Ok(ForkResult::Parent { child }) => children.push(child),
             Err(e) => return Err(e).context("fork"),
         }
     }
-    // The children's copies are the only ones: where there is an end of file, a dead writer shows as one.
+    // Only the children have a writing end now, so the reader sees end of file when all have ended.
     drop(writer);
     let began = Instant::now();
-    // End of file at the other end: all of them start now.
+    // The children read end of file from the other end, and all start now.
     drop(gate);
     let total = load.writers as usize * load.messages as usize;
     let reads = receive(&reader, size, total);
@@ -71,10 +80,11 @@ fn round(bus: Bus, size: usize, load: Load) -> Result<Rate> {
         reap(child)?;
     }
     let reads = reads.with_context(|| bus.name())?;
-    Ok(Rate { per_second: total as f64 / seconds, reads_per_message: reads as f64 / total as f64, of_pipe: 1.0 })
+    let reads_per_message = reads as f64 / total as f64;
+    Ok(Rate { per_second: total as f64 / seconds, reads_per_message, of_pipe: 1.0 })
 }
 
-/// What a writer does in a round.
+/// The work of one writer in a round.
 struct Job<'a> {
     end: &'a End,
     letter: u8,
@@ -90,7 +100,7 @@ fn sender(job: &Job, gate: OwnedFd) -> ! {
     let _ = read(job.wait, &mut [0]);
     let message = vec![job.letter; job.size];
     for _ in 0..job.messages {
-        // No message is larger than PIPE_BUF, so none is written in part.
+        // No message is larger than PIPE_BUF, so a write is never partial.
         if job.end.put(&message) != Ok(job.size) {
             leave(1);
         }
@@ -98,27 +108,27 @@ fn sender(job: &Job, gate: OwnedFd) -> ! {
     leave(0)
 }
 
-/// Reads until all have arrived; each must be whole.
+/// Reads until all messages have arrived, and checks that each is complete.
 fn receive(reader: &End, size: usize, total: usize) -> Result<usize> {
     let mut buffer = vec![0; 65_536];
     let (mut reads, mut filled, mut received) = (0, 0, 0);
     let mut at_last_alarm = 0;
     while received < total {
         let n = match reader.get(buffer.get_mut(filled..).unwrap_or_default()) {
-            // A long round, and messages came since the last alarm.
+            // A long round: messages have arrived since the last alarm.
             Err(Errno::EINTR) if received > at_last_alarm => {
                 at_last_alarm = received;
                 continue;
             }
-            Err(Errno::EINTR) => bail!("the writers have been silent for too long"),
+            Err(Errno::EINTR) => bail!("no message has arrived within the timeout"),
             n => n.context("read")?,
         };
-        ensure!(n > 0, "the writers have ended too early");
+        ensure!(n > 0, "the writers have ended before the last message");
         reads += 1;
         filled += n;
         let whole = filled - filled % size;
         for message in buffer.get(..whole).unwrap_or_default().chunks(size) {
-            ensure!(message.first() == message.last(), "two writers' bytes are in one message");
+            ensure!(message.first() == message.last(), "a message contains bytes of two writers");
             received += 1;
         }
         buffer.copy_within(whole..filled, 0);
