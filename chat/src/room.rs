@@ -185,10 +185,9 @@ impl Room {
 
     /// Handles all timeouts that have expired, and ends the pauses of the rate limit.
     pub fn tick(&mut self, now: Instant) {
-        while self.deadline().is_some_and(|at| at <= now) {
-            let first = self.timers.first().map(|(_, id)| *id);
-            first.iter().for_each(|id| self.tick_one(*id, now));
-        }
+        self.deadline(); // brings the timers up to date
+        let due: Vec<ClientId> = self.timers.range(..=(now, ClientId::MAX)).map(|(_, id)| *id).collect();
+        due.into_iter().for_each(|id| self.tick_one(id, now));
     }
 
     /// The same for one client: for a server in which each client has its own thread or task.

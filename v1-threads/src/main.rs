@@ -190,6 +190,7 @@ impl Server {
         room.remove(client.id, Instant::now());
         self.wake(&mut room);
         drop(room);
+        client.changed.notify_all(); // ends a pause of the reader
         self.left.notify_all();
     }
 }

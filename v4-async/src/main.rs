@@ -218,6 +218,7 @@ impl Server {
         self.clients.borrow_mut().remove(&client.id);
         self.room.borrow_mut().remove(client.id, Instant::now());
         self.wake();
+        client.changed.notify_all(); // ends a pause of the reader
         self.left.notify_all();
     }
 }

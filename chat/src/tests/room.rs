@@ -323,6 +323,18 @@ fn full_kernel_buffer_is_not_an_error() {
 }
 
 #[test]
+fn client_that_reads_no_final_message_is_over_after_the_shutdown_timeout() {
+    let mut room = Bench::with(&["bob"]);
+    room.room.shut_down(room.now);
+    room.now += Duration::from_millis(crate::cli::GRACE_MS);
+    room.room.tick(room.now);
+    assert!(room.room.session(1).unwrap().is_over());
+    assert_eq!(room.room.next_changed(), Some(1));
+    room.room.remove(1, room.now);
+    assert!(room.room.is_done());
+}
+
+#[test]
 fn client_that_connects_is_greeted() {
     let mut room = Bench::new(&Limits::default());
     room.room.connect(1, HERE, room.now);
