@@ -143,7 +143,7 @@ fn killed_worker_costs_at_most_one_client() {
                 let _ = kill(Pid::from_raw(worker), Signal::SIGKILL);
                 kills += 1;
             }
-            std::thread::sleep(Duration::from_millis(5)); // the stimulus: each kill at another moment
+            std::thread::sleep(Duration::from_millis(5)); // the stimulus: vary the moment
         }
         let failed: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
         eprintln!("{kills} workers killed under load, {failed} of 1200 clients lost");
@@ -159,8 +159,8 @@ fn take_all_descriptors(worker: i32) -> u64 {
     procs::limit_descriptors(worker, lowest_free as u64)
 }
 
-/// D15: the worker has no free descriptor and reads MSG_CTRUNC. This client is closed. The next ones
-/// wait, use no CPU time, and are served when the worker has a free descriptor again.
+/// D15: the worker has no free descriptor and reads MSG_CTRUNC. This client is closed. The next
+/// clients wait, use no CPU time, and are served when the worker has a free descriptor again.
 #[test]
 fn worker_without_a_free_descriptor_costs_one_client() {
     let server = start(1);

@@ -1,11 +1,13 @@
-//! Kernel truth (l): what SCM_RIGHTS carries and what it drops. The tests call sendmsg and recvmsg on
-//! socket pairs. `src/fd_channel.rs` relies on these results.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)] // test code
+//! Kernel truth (l): what SCM_RIGHTS carries and what it drops. The tests call sendmsg and recvmsg
+//! on socket pairs. `src/fd_channel.rs` relies on these results.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // test code
+#![allow(clippy::print_stderr)]
 
 use std::fs::File;
 use std::io::{IoSlice, PipeReader, Read, Seek, Write, pipe};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -16,7 +18,7 @@ use testkit::{procs, tools};
 
 fn channel() -> (Socket, Socket) {
     let (here, there) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
-    there.set_read_timeout(Some(testkit::PATIENCE)).unwrap();
+    there.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     (here, there)
 }
 
@@ -160,8 +162,8 @@ fn truth_l_recv_closes_descriptors_and_returns_no_error() {
     assert!(ended(&mut reader));
 }
 
-/// Each recvmsg has room for all bytes and all descriptors. Without descriptors, one recvmsg returns
-/// the bytes of both sends.
+/// Each recvmsg has room for all bytes and all descriptors. Without descriptors, one recvmsg
+/// returns the bytes of both sends.
 #[test]
 fn truth_l_messages_with_descriptors_are_not_merged() {
     let (here, there) = channel();
@@ -179,8 +181,8 @@ fn truth_l_messages_with_descriptors_are_not_merged() {
     assert_eq!(receive(&there, 8, 8, MsgFlags::empty()).bytes, b"AB");
 }
 
-/// The descriptors in flight of one user must not exceed RLIMIT_NOFILE of the sender. The limit does
-/// not apply to root, so the test runs itself again in a user namespace.
+/// The descriptors in flight of one user must not exceed RLIMIT_NOFILE of the sender. The limit
+/// does not apply to root, so the test runs itself again in a user namespace.
 #[test]
 fn truth_l_too_many_descriptors_in_flight_fail_with_etoomanyrefs() {
     const TEST: &str = "truth_l_too_many_descriptors_in_flight_fail_with_etoomanyrefs";
