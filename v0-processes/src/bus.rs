@@ -1,88 +1,101 @@
-//! How the processes talk: pairs of Unix sockets of the type SOCK_SEQPACKET. A record is written whole and read whole
-//! (unix(7)); a full socket makes the writer wait; when the last writer is gone, for whatever reason, the reader sees the
-//! end; nothing has a name that must be cleaned up; and a descriptor can travel with the words, in their order.
+//! Messages between the processes, over pairs of Unix sockets of the type SOCK_SEQPACKET, unix(7).
+//!
+//! The kernel keeps the boundaries of messages: one send is one receive. A full socket blocks the
+//! sender. When the last copy of one end is closed, the other end reads end of file, after all
+//! messages. A message can carry a descriptor (SCM_RIGHTS). The sockets have no name in the file
+//! system, so nothing is left to remove.
 
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use chat::{ClientId, Event};
+use chat::ClientId;
 use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::poll::PollTimeout;
+use nix::poll::{PollFd, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
-/// Longer than this is no record: an escaped line takes at most 4 KiB, and JSON doubles its backslashes.
-const RECORD: usize = 16 * 1024;
+/// The longest message in bytes. A line has at most 4 KiB, and JSON may double some of its bytes.
+const MAX_MESSAGE: usize = 16 * 1024;
+/// How long to sleep after a failed poll.
+const PAUSE: Duration = Duration::from_millis(10);
 
-/// A record.
+/// From the parent to the hub. A worker sends a `chat::Event` to the hub and nothing else.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Record {
-    /// From the parent to the hub, with the client's socket.
+pub enum ToHub {
+    /// Carries the hub's end of the link to the worker of the next client.
+    Link,
+    /// Carries the socket of a new client.
     Client { id: ClientId, address: IpAddr, has_worker: bool },
-    /// From the parent to the hub, with the hub's end of the link to that client's worker.
-    Link { id: ClientId },
-    /// From a worker to the hub.
-    Event(Event),
 }
 
-/// What came.
-pub enum Received {
-    /// Without its descriptor if this process has no number left for it.
-    Record(Record, Option<OwnedFd>),
-    /// Nobody is left to write.
-    End,
-    /// There is nothing now.
+/// The result of [`receive`].
+pub enum Received<M> {
+    /// A message with its descriptor. None: it had no descriptor, or the kernel has dropped it,
+    /// because this process has no free one.
+    Message(M, Option<OwnedFd>),
+    /// No process can write any more.
+    EndOfFile,
+    /// No message has arrived.
     Nothing,
 }
 
-/// Two ends.
+/// Creates two connected sockets.
 pub fn pair() -> io::Result<(Socket, Socket)> {
     Socket::pair(Domain::UNIX, Type::SEQPACKET, None)
 }
 
-/// Writes a record, and a copy of a descriptor with it. A full socket makes the writer wait.
-pub fn send(to: &Socket, record: &Record, fd: Option<&Socket>) -> io::Result<()> {
-    let bytes = serde_json::to_vec(record)?;
+/// Sends a message, and a copy of a descriptor with it. Blocks while the socket is full.
+pub fn send(to: &Socket, message: &impl Serialize, fd: Option<&Socket>) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
     let fds: Vec<RawFd> = fd.map(AsRawFd::as_raw_fd).into_iter().collect();
     let rights = [ControlMessage::ScmRights(&fds)];
     let rights = if fds.is_empty() { &[] } else { &rights[..] };
+    let parts = [IoSlice::new(&bytes)];
     loop {
-        match sendmsg::<()>(to.as_raw_fd(), &[IoSlice::new(&bytes)], rights, MsgFlags::MSG_NOSIGNAL, None) {
+        match sendmsg::<()>(to.as_raw_fd(), &parts, rights, MsgFlags::MSG_NOSIGNAL, None) {
             Err(Errno::EINTR) => {}
             outcome => return Ok(outcome.map(drop)?),
         }
     }
 }
 
-/// Reads a record, and the descriptor that came with it. Never waits.
-pub fn receive(from: &Socket) -> io::Result<Received> {
-    let mut bytes = [0; RECORD];
-    let (mut slices, mut space) = ([IoSliceMut::new(&mut bytes)], cmsg_space!(RawFd));
+/// Receives a message and its descriptor. Never blocks.
+pub fn receive<M: DeserializeOwned>(from: &Socket) -> io::Result<Received<M>> {
+    let mut bytes = [0; MAX_MESSAGE];
+    let (mut parts, mut space) = ([IoSliceMut::new(&mut bytes)], cmsg_space!(RawFd));
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = match recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+    let message = match recvmsg::<()>(from.as_raw_fd(), &mut parts, Some(&mut space), flags) {
         Err(Errno::EAGAIN | Errno::EINTR) => return Ok(Received::Nothing),
-        // A record is never empty.
-        Ok(message) if message.bytes == 0 => return Ok(Received::End),
+        // No message is empty, so 0 bytes are end of file.
+        Ok(message) if message.bytes == 0 => return Ok(Received::EndOfFile),
         message => message?,
     };
-    // An error is MSG_CTRUNC: the kernel has left the descriptor out.
+    // nix returns an error for MSG_CTRUNC: the kernel has dropped the descriptor.
     let rights = message.cmsgs().ok().and_then(|mut messages| messages.next());
     let fd = match rights {
-        // SAFETY: the kernel has just installed this number for us, and nobody else knows it.
-        Some(ControlMessageOwned::ScmRights(fds)) => fds.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }),
+        Some(ControlMessageOwned::ScmRights(fds)) => fds.first().map(|fd| {
+            // SAFETY: the kernel has just made this descriptor, and nothing else uses it.
+            unsafe { OwnedFd::from_raw_fd(*fd) }
+        }),
         _ => None,
     };
-    let n = message.bytes;
-    let record = serde_json::from_slice(bytes.get(..n).unwrap_or_default());
-    Ok(Received::Record(record.map_err(|e| io::Error::new(ErrorKind::InvalidData, e))?, fd))
+    let length = message.bytes;
+    Ok(Received::Message(serde_json::from_slice(bytes.get(..length).unwrap_or_default())?, fd))
 }
 
-/// Until the deadline, rounded up: to wake a moment early would be to spin.
-pub fn timeout(deadline: Option<Instant>) -> PollTimeout {
+/// Sleeps in poll until a descriptor is ready or the deadline has passed. If poll fails (ENOMEM),
+/// no descriptor is ready, and the caller's loop calls poll again.
+pub fn wait(fds: &mut [PollFd], deadline: Option<Instant>) {
+    // Rounded up: a process that wakes just before its deadline has nothing to do.
     let left = deadline.map(|at| at.saturating_duration_since(Instant::now()).as_millis() + 1);
-    left.map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX))
+    let timeout = left.map(|ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX));
+    if poll(fds, timeout.unwrap_or(PollTimeout::NONE)).is_err() {
+        thread::sleep(PAUSE);
+    }
 }

@@ -1,192 +1,185 @@
-//! Chat with processes: a worker per client, a hub that owns every socket, and a bus between them.
+//! Chat with processes: a worker process per client, and a hub process that owns every socket.
 //!
 //! Run: cargo run -p v0-processes
 //! Try: cargo run -p chat -- --nick alice
 //! Prev: server08-tokio
 //! Next: v1-threads
 //! Diff base: none
-//! Overload: refuse (beyond --max-conns the hub says `! server-full`; nothing is forked for such a client)
-//! Slow reader: kick (`! slow-reader` when --outbox is full or nothing moves)
+//! Overload: refuse (above --max-conns the hub sends `! server-full`, and no worker is forked)
+//! Slow reader: kick (`! slow-reader` when --outbox is full, or after --write-timeout)
 
 mod bus;
+mod children;
 mod hub;
-mod ledger;
+mod log_file;
 mod worker;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Shutdown};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use bus::{Record, timeout};
+use bus::ToHub;
 use chat::server::ip;
-use chat::{ClientId, Options, Slow};
-use common::report::Failed;
-use common::sock::Backoff;
+use chat::{ClientId, Options, Room, Slow};
+use children::{Children, HUB};
 use common::descriptors::limit_descriptors;
-use lifecycle::Signals;
-use nix::poll::{PollFd, PollFlags, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, close, fork, getpid};
+use common::report::{Failed, ready};
+use common::sock::Backoff;
+use lifecycle::end_child;
+use nix::poll::{PollFd, PollFlags};
+use nix::unistd::{ForkResult, fork};
 use socket2::Socket;
 
-/// What the hub may take longer than the grace.
-const HUB_ENDS: Duration = Duration::from_millis(500);
+fn main() -> Result<(), Failed> {
+    let (mut parent, room, hub_end) = Parent::start()?;
+    // Fork the hub before the first client: no worker must inherit the hub's end of the bus.
+    // SAFETY: this process has one thread, so the child may do whatever the parent may do.
+    match unsafe { fork() }.context("fork")? {
+        ForkResult::Child => hub_process(parent, room, hub_end),
+        ForkResult::Parent { child } => parent.children.add(child, HUB),
+    }
+    drop((room, hub_end));
+    ready(&parent.listener);
+    while parent.wait() {
+        let Some(client) = parent.accept() else { continue };
+        let Some((link, hub_end)) = parent.new_link() else {
+            parent.send_to_hub(&client, None); // the hub rejects the client
+            continue;
+        };
+        // SAFETY: as above.
+        match unsafe { fork() } {
+            Ok(ForkResult::Child) => worker_process(parent, client, link, hub_end),
+            Ok(ForkResult::Parent { child }) => {
+                parent.children.add(child, client.id);
+                parent.send_to_hub(&client, Some(&hub_end));
+            }
+            Err(e) => {
+                parent.options.log.repeated("WARN", &format!("fork: {e}"));
+                parent.send_to_hub(&client, None);
+            }
+        }
+        // The parent's copies of the connection and of both ends of the link are closed here.
+    }
+    parent.end()
+}
 
-/// The parent's view: who lives, and who comes.
+/// How long the hub may run after the shutdown timeout.
+const HUB_DELAY: Duration = Duration::from_millis(500);
+
+/// An accepted client. Its number is never used again; a pid or a descriptor is.
+struct Client {
+    id: ClientId,
+    address: IpAddr,
+    conn: Socket,
+}
+
+/// The parent process: it accepts, forks and reaps. It never waits for a client.
 struct Parent {
     options: Options,
     listener: Socket,
-    signals: Signals,
     backoff: Backoff,
-    /// The socket to the hub.
+    /// The parent's end of the bus, a pair of sockets between the parent and the hub.
     bus: Socket,
-    hub: Pid,
-    /// The room is over, whether that was meant or not.
-    hub_ended: Option<WaitStatus>,
-    workers: BTreeMap<Pid, ClientId>,
+    children: Children,
     last_id: ClientId,
-    stops: u32,
 }
 
-fn main() -> Result<(), Failed> {
-    // A process per client: fewer than the other chats take, unless asked for more.
-    let command = Options::command("v0-processes", "Chat with a process per client");
-    let options = Options::of(command.mut_arg("max_conns", |arg| arg.default_value("64")));
-    // Blocked before the ready line, so that one sent right after it waits here; and in every child.
-    let signals = Signals::of(&[Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT])?;
-    limit_descriptors(u64::MAX)?;
-    let room = options.room(Slow::Kick)?;
-    let listener = options.listen()?;
-    listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
+/// The hub process. It closes its copies of the parent's descriptors first.
+fn hub_process(parent: Parent, room: Room, bus: Socket) -> ! {
+    let log = parent.options.log.clone();
+    drop(parent);
+    end_child(hub::run(room, bus, &log), &log)
+}
 
-    let (bus, hubs) = bus::pair().context("socketpair")?;
-    bus.set_write_timeout(Some(HUB_ENDS)).context("setsockopt SO_SNDTIMEO")?; // a hub that stands still stops nobody else
-    let parent = getpid();
-    // The hub comes first: what is forked later has no copy of its end of the bus, nor of the log.
-    // SAFETY: this process has one thread, so the child may do whatever the parent may.
-    let hub = match unsafe { fork() }.context("fork")? {
-        ForkResult::Child => {
-            drop((listener, signals, bus));
-            hub::run(room, hubs, parent, &options.log)
-        }
-        ForkResult::Parent { child } => child,
-    };
-    drop((room, hubs));
-    let (backoff, workers) = (Backoff::default(), BTreeMap::new());
-    let (hub_ended, last_id, stops) = (None, 0, 0);
-    let mut parent = Parent { options, listener, signals, backoff, bus, hub, hub_ended, workers, last_id, stops };
-    let outcome = parent.run();
-    parent.end();
-    outcome
+/// A worker process. It closes its copies of the parent's descriptors first. With a copy of the
+/// listener, a worker that outlives the parent would keep the port in use. With a copy of the hub's
+/// end of its own link, it would never read end of file.
+fn worker_process(parent: Parent, client: Client, link: Socket, hub_end: Socket) -> ! {
+    let Options { limits, log, .. } = parent.options.clone();
+    drop((parent, hub_end));
+    // An error means that the client or the hub has closed its socket: the session is over.
+    let _ = worker::run(&client.conn, &link, &limits);
+    end_child(Ok(()), &log)
 }
 
 impl Parent {
-    fn run(&mut self) -> Result<(), Failed> {
-        while self.stops == 0 {
-            if let Some(status) = self.hub_ended {
-                return Err(Failed::new(format!("hub: {status:?}")));
-            }
-            match self.listener.accept() {
-                // The drop of `conn` closes the parent's copy: from here on it is the worker's and the hub's.
-                Ok((conn, peer)) => self.serve(&conn, ip(&peer)),
-                Err(e) => drop(self.backoff.pause("accept", &e, &self.options.log)?),
-            }
-            self.wait();
+    /// Everything that can fail at the start, except fork. Also returns what the hub needs: the
+    /// room and its end of the bus.
+    fn start() -> Result<(Parent, Room, Socket), Failed> {
+        let command = Options::command("v0-processes", "Chat with a worker process per client")
+            .mut_arg("max_conns", |arg| arg.default_value("64"))
+            .mut_arg("log", |arg| arg.default_value("chat_log.txt"));
+        let options = Options::of(command);
+        let children = Children::new(&options.log)?;
+        limit_descriptors(u64::MAX)?;
+        let listener = options.listen()?;
+        let room = options.room(Slow::Kick)?;
+        // If a client leaves between poll and accept, accept must not sleep.
+        listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
+        let (bus, hub_end) = bus::pair().context("socketpair")?;
+        // A hub that does not read blocks the parent for this time only.
+        bus.set_write_timeout(Some(HUB_DELAY)).context("setsockopt SO_SNDTIMEO")?;
+        let (backoff, last_id) = (Backoff::default(), HUB);
+        let parent = Parent { options, listener, backoff, bus, children, last_id };
+        Ok((parent, room, hub_end))
+    }
+
+    /// Sleeps until a client connects or a signal arrives. False: the server stops.
+    fn wait(&mut self) -> bool {
+        let mut fds = vec![PollFd::new(self.children.as_fd(), PollFlags::POLLIN)];
+        // After EMFILE the listener stays readable, and the loop would spin: accept is paused.
+        let paused_until = self.backoff.until();
+        if paused_until.is_none() {
+            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
         }
-        Ok(())
+        bus::wait(&mut fds, paused_until);
+        self.backoff.expire(Instant::now());
+        self.children.take_signals();
+        self.children.is_running()
     }
 
-    /// A worker for the client, if there is a place. Without one the hub only turns the client away: it can wait for the
-    /// client to hear it.
-    fn serve(&mut self, conn: &Socket, address: IpAddr) {
-        self.last_id += 1;
-        let id = self.last_id;
-        let has_place = self.workers.len() < self.options.limits.max_conns as usize;
-        let link = match bus::pair() {
-            Ok((hubs, workers)) if has_place => self.fork_worker(conn, hubs, &workers),
-            _ => None,
-        };
-        self.tell_hub(&Record::Client { id, address, has_worker: link.is_some() }, conn);
-        link.iter().for_each(|link| self.tell_hub(&Record::Link { id }, link));
-    }
-
-    /// The hub's end of the link to a new worker.
-    fn fork_worker(&mut self, conn: &Socket, hubs: Socket, workers: &Socket) -> Option<Socket> {
-        // SAFETY: this process has one thread, so the child may do whatever the parent may.
-        match unsafe { fork() } {
-            Ok(ForkResult::Child) => {
-                // A worker that outlived the parent would keep the port taken.
-                for fd in [self.listener.as_raw_fd(), self.signals.as_raw_fd(), self.bus.as_raw_fd(), hubs.as_raw_fd()]
-                {
-                    let _ = close(fd);
-                }
-                worker::run(conn, workers, &self.options.limits)
-            }
-            Ok(ForkResult::Parent { child }) => {
-                self.workers.insert(child, self.last_id);
-                Some(hubs)
+    /// Accepts the next client, if there is one.
+    fn accept(&mut self) -> Option<Client> {
+        match self.listener.accept() {
+            Ok((conn, peer)) => {
+                self.last_id += 1;
+                Some(Client { id: self.last_id, address: ip(&peer), conn })
             }
             Err(e) => {
-                self.options.log.repeated("WARN", &format!("fork: {e}"));
+                let pause = self.backoff.pause("accept", &e, &self.options.log);
+                self.children.failure = pause.err();
                 None
             }
         }
     }
 
-    fn tell_hub(&self, record: &Record, fd: &Socket) {
-        if let Err(e) = bus::send(&self.bus, record, Some(fd)) {
+    /// Both ends of the link between a new worker and the hub. None: all slots are in use, or the
+    /// parent has no free descriptor.
+    fn new_link(&self) -> Option<(Socket, Socket)> {
+        let has_slot = self.children.workers() < self.options.limits.max_conns as usize;
+        let pair = has_slot.then(bus::pair)?;
+        pair.inspect_err(|e| self.options.log.repeated("WARN", &format!("socketpair: {e}"))).ok()
+    }
+
+    /// Passes the client's socket to the hub, after the hub's end of the link to the worker. The
+    /// hub rejects a client without a worker.
+    fn send_to_hub(&self, client: &Client, link: Option<&Socket>) {
+        let Client { id, address, .. } = *client;
+        let message = ToHub::Client { id, address, has_worker: link.is_some() };
+        let sent = link
+            .map_or(Ok(()), |link| bus::send(&self.bus, &ToHub::Link, Some(link)))
+            .and_then(|()| bus::send(&self.bus, &message, Some(&client.conn)));
+        if let Err(e) = sent {
             self.options.log.repeated("WARN", &format!("sendmsg: {e}"));
         }
     }
 
-    /// Waits for a client or a signal; reaps, and counts the stops. Before the next client: the dead leave places.
-    fn wait(&mut self) {
-        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let pause = self.backoff.until();
-        if pause.is_none() {
-            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
-        }
-        let _ = poll(&mut fds, timeout(pause));
-        self.backoff.expire(Instant::now());
-        self.take_signals();
-    }
-
-    /// Signals do not queue: several may have become one, and children that end together may send one SIGCHLD.
-    fn take_signals(&mut self) {
-        while let Ok(signal) = self.signals.read() {
-            self.stops += u32::from(signal != Signal::SIGCHLD);
-        }
-        while let Some((pid, status)) = waitpid(None, Some(WaitPidFlag::WNOHANG)).ok().and_then(|s| Some((s.pid()?, s)))
-        {
-            if pid == self.hub {
-                self.hub_ended = Some(status);
-            }
-            let id = self.workers.remove(&pid);
-            if id.is_some() && !matches!(status, WaitStatus::Exited(_, 0)) && self.stops == 0 {
-                self.options.log.warn(&format!("worker {pid} of client {id:?} ended: {status:?}"));
-            }
-        }
-    }
-
-    /// The hub says good-bye to everybody, and closes its links; by that the workers end. Whoever has not when the time is
-    /// over, or when a second signal comes, is killed. All are reaped: until then no pid is a stranger's.
-    fn end(&mut self) {
-        let _ = self.listener.shutdown(Shutdown::Read); // new clients are refused
-        if self.hub_ended.is_none() {
-            let _ = kill(self.hub, Signal::SIGTERM);
-        }
-        let end = Instant::now() + self.options.limits.grace() + HUB_ENDS;
-        while self.hub_ended.is_none() || !self.workers.is_empty() {
-            if self.stops > 1 || Instant::now() >= end {
-                let hub = self.hub_ended.is_none().then_some(self.hub);
-                self.workers.keys().copied().chain(hub).for_each(|pid| _ = kill(pid, Signal::SIGKILL));
-            }
-            let _ = poll(&mut [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)], 20u8);
-            self.take_signals();
-        }
-        self.options.log.cpu_time();
+    /// Stops the server. The hub reads end of file on the bus and sends the final messages. Then it
+    /// closes the links, and the workers read end of file too.
+    fn end(self) -> Result<(), Failed> {
+        let _ = self.listener.shutdown(Shutdown::Read); // the kernel refuses new connections
+        let _ = self.bus.shutdown(Shutdown::Write);
+        self.children.end(self.options.limits.grace() + HUB_DELAY)
     }
 }

@@ -1,74 +1,75 @@
-//! A worker: reads one client, frames its lines and holds it to its rate. It never writes to the client, whose socket
-//! belongs to the hub; untrusted bytes are looked at here and nowhere else.
+//! A worker: reads one client, splits the bytes into lines, and limits the rate of the lines. Only
+//! workers parse what a client sends, so a defect of the parser ends one session.
 
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::process;
 use std::time::{Duration, Instant};
 
 use chat::input::{Input, Next};
 use chat::{Event, Limits};
 use common::sock::is_transient;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags};
 use socket2::Socket;
 
-use crate::bus::{self, Record, timeout};
+use crate::bus;
 
-/// Bytes of one read: as much as a line. Each page that a worker writes to is a page more for each member.
-const BLOCK: usize = 1024;
+/// The size of the read buffer. It is small, because each worker needs its own copy of every page
+/// that it writes to.
+const BUFFER: usize = 1024;
+/// How long a rejected client may take to close.
+const LINGER: Duration = Duration::from_secs(1);
 
-/// A worker's whole life. `!`: it never returns into the parent's loop, and the compiler checks it. SIGTERM and SIGINT stay
-/// blocked: it is for the parent to end the room in order, and a worker ends with its link to the hub.
-pub fn run(conn: &Socket, link: &Socket, limits: &Limits) -> ! {
-    let _ = serve(conn, link, limits);
-    process::exit(0)
-}
-
-/// Line after line to the hub, until one of the two is gone.
-fn serve(mut conn: &Socket, link: &Socket, limits: &Limits) -> io::Result<()> {
+/// Sends the client's lines to the hub until the session ends.
+pub fn run(mut conn: &Socket, link: &Socket, limits: &Limits) -> io::Result<()> {
     let mut input = Input::new(limits, Instant::now());
-    let mut block = [0; BLOCK];
+    let mut buffer = [0; BUFFER];
     let mut is_new = true;
     loop {
-        let event = match input.next(Instant::now()) {
-            Next::Tell(event) => event,
-            // Not reading makes TCP hold the client up.
-            Next::Wait(until) if wait(conn, PollFlags::empty(), link, Some(until))? => return Ok(()),
-            Next::Wait(_) => continue,
-            Next::Read if wait(conn, PollFlags::POLLIN, link, None)? => {
-                return if is_new { refuse(conn) } else { Ok(()) };
+        let (interest, until) = match input.next(Instant::now()) {
+            Next::Event(event) => {
+                bus::send(link, &event, None)?;
+                continue;
             }
-            Next::Read => match conn.read(&mut block) {
-                Ok(0) => return bus::send(link, &Record::Event(Event::Closed), None),
-                Ok(n) => {
-                    input.feed(block.get(..n).unwrap_or_default());
-                    is_new = false;
-                    continue;
-                }
-                Err(e) if is_transient(&e) => continue,
-                Err(_) => Event::Lost,
-            },
+            Next::Read => (PollFlags::POLLIN, None),
+            // The client is over its rate. While the worker does not read, TCP flow control slows
+            // the client. poll reports errors even if it is asked for no event.
+            Next::Wait(until) => (PollFlags::empty(), Some(until)),
         };
-        bus::send(link, &Record::Event(event), None)?;
+        match wait(link, conn, interest, until) {
+            // The hub has closed the link. If the client is new, the hub never got its socket.
+            (true, _) if is_new => return reject(conn, &mut buffer),
+            (true, _) => return Ok(()),
+            (_, false) => continue,
+            (_, true) if interest.is_empty() => return bus::send(link, &Event::Lost, None),
+            (_, true) => is_new = false,
+        }
+        match conn.read(&mut buffer) {
+            Ok(0) => return bus::send(link, &Event::Closed, None),
+            Ok(n) => input.feed(buffer.get(..n).unwrap_or_default()),
+            Err(e) if is_transient(&e) => {}
+            Err(_) => return bus::send(link, &Event::Lost, None),
+        }
     }
 }
 
-/// Waits for the client. True if the hub has closed the link: with no event asked for, poll reports that only.
-fn wait(conn: &Socket, events: PollFlags, link: &Socket, until: Option<Instant>) -> io::Result<bool> {
-    let mut fds = [PollFd::new(link.as_fd(), PollFlags::empty()), PollFd::new(conn.as_fd(), events)];
-    poll(&mut fds, timeout(until))?;
-    let [link, conn] = fds;
-    let is_broken = conn.revents().is_some_and(|revents| revents.contains(PollFlags::POLLERR) && events.is_empty());
-    Ok(link.any().unwrap_or(false) || is_broken)
+/// Sleeps until the hub has closed the link, the client is ready, or the time has come. Returns
+/// which of the two sockets is ready.
+fn wait(link: &Socket, conn: &Socket, interest: PollFlags, until: Option<Instant>) -> (bool, bool) {
+    // The hub never writes to the link, so no event but end of file can come.
+    let link = PollFd::new(link.as_fd(), PollFlags::empty());
+    let mut fds = [link, PollFd::new(conn.as_fd(), interest)];
+    bus::wait(&mut fds, until);
+    fds.map(|fd| fd.any().unwrap_or(false)).into()
 }
 
-/// The client's descriptor did not reach the hub, and nobody has greeted it. Reads on after the FIN, so that a reset does
-/// not eat the words.
-fn refuse(mut conn: &Socket) -> io::Result<()> {
-    let _ = conn.send(b"! server-full try again later\n");
+/// Rejects a client whose socket did not reach the hub. If the hub has sent a FIN, send fails.
+fn reject(mut conn: &Socket, buffer: &mut [u8]) -> io::Result<()> {
+    conn.send(b"! server-full try again later\n")?;
     conn.shutdown(Shutdown::Write)?;
-    conn.set_read_timeout(Some(Duration::from_secs(1)))?;
-    while conn.read(&mut [0; BLOCK])? > 0 {}
+    // A close with unread bytes would send a RST, and the client could lose the line.
+    conn.set_read_timeout(Some(LINGER))?;
+    let end = Instant::now() + LINGER;
+    while Instant::now() < end && conn.read(buffer)? > 0 {}
     Ok(())
 }

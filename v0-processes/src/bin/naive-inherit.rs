@@ -1,13 +1,14 @@
-//! The mistake, to be seen: every process holds a copy of every descriptor, and a conversation ends with close.
+//! A mistake to watch: every process keeps copies of all descriptors, so close ends no connection.
 //!
 //! Run: cargo run -p v0-processes --bin naive-inherit -- -p 2000
-//! Try: nc 127.0.0.1 2000, say something, then `/quit`: nc never sees the end.
+//! Try: nc 127.0.0.1 2000, write a line, then `/quit`: nc never reads end of file.
 //!
-//! The parent accepts, forks, and keeps each client's socket to tell it what the others say. A worker inherits the
-//! listener and the sockets of all who came before. So `/quit`, a close in the worker, sends no FIN: the parent still has
-//! a copy, and so has every worker that was forked later. And when the parent is killed its workers go on listening:
-//! the port is taken by processes that accept nobody. `../main.rs` closes what a child does not need, and says
-//! shutdown, which ends the connection itself, however many copies there are.
+//! The parent forks a worker per client and keeps each client's socket, because it writes the lines
+//! of the others to it. A worker inherits the listener and the sockets of all earlier clients. So
+//! the close after `/quit` sends no FIN: the parent has a copy of the socket, and each later worker
+//! has one too. And after the parent is killed, the workers still hold the listener: the port is in
+//! use, and no process accepts. `../main.rs` closes what a child does not need, and calls shutdown,
+//! which ends the connection however many copies of the descriptor there are.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -15,14 +16,14 @@ use std::os::fd::AsFd;
 use anyhow::Context;
 use clap::Parser;
 use common::cli::Listen;
-use common::report::Failed;
+use common::report::{Failed, ready};
 use common::sock::listen;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, fork};
 use socket2::{Domain, Socket, Type};
 
-/// A chat whose processes share too much
+/// A chat whose processes share too many descriptors
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
@@ -31,43 +32,52 @@ struct Args {
 
 fn main() -> Result<(), Failed> {
     let args = Args::parse();
-    // SAFETY: SIG_IGN is no handler: the kernel itself reaps the children.
+    // SAFETY: SIG_IGN runs no code. While SIGCHLD is ignored the kernel reaps the children.
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }.context("signal")?;
-    let (mut hear, say) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).context("socketpair")?;
+    let (mut bus, worker_end) =
+        Socket::pair(Domain::UNIX, Type::SEQPACKET, None).context("socketpair")?;
     let listener = listen(&args.listen, 64)?;
     let mut clients: Vec<Socket> = Vec::new();
+    ready(&listener);
     loop {
-        let mut fds = [&listener, &hear].map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        let mut fds =
+            [&listener, &bus].map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         let _ = poll(&mut fds, PollTimeout::NONE);
-        let [knock, words] = fds.map(|fd| fd.any().unwrap_or(false));
-        if knock {
+        let [listener_ready, bus_ready] = fds.map(|fd| fd.any().unwrap_or(false));
+        if listener_ready {
             let (conn, _) = listener.accept().context("accept")?;
-            // SAFETY: this process has one thread, so the child may do whatever the parent may.
+            // SAFETY: this process has one thread, so the child may do whatever the parent may do.
             match unsafe { fork() }.context("fork")? {
-                ForkResult::Child => worker(conn, say),
+                ForkResult::Child => worker(conn, worker_end),
                 ForkResult::Parent { .. } => clients.push(conn),
             }
         }
-        if words {
+        if bus_ready {
             let mut line = [0; 2048];
-            let n = hear.read(&mut line).context("read")?;
-            // A copy of a socket whose worker has gone is never taken out: nobody tells the parent which one it was.
-            clients.iter().for_each(|mut client| drop(client.write(line.get(..n).unwrap_or_default())));
+            let n = bus.read(&mut line).context("read")?;
+            // No socket is ever removed: the parent does not know which worker has ended.
+            for mut client in &clients {
+                let _ = client.write(line.get(..n).unwrap_or_default());
+            }
         }
     }
 }
 
-/// Reads until `/quit` or the end, and closes its copy. Not a word about the listener or the others' sockets.
+/// Reads until `/quit` or end of file, and closes its copy of the socket. It keeps its copies of
+/// the listener and of the other clients' sockets.
 fn worker(conn: Socket, mut bus: Socket) -> ! {
-    let mut lines = BufReader::new(conn);
+    let mut reader = BufReader::new(conn);
     let mut line = String::new();
-    while matches!(lines.by_ref().take(1024).read_line(&mut line), Ok(1..)) && line.trim_end() != "/quit" {
+    while matches!(reader.by_ref().take(1024).read_line(&mut line), Ok(1..))
+        && line.trim_end() != "/quit"
+    {
         if bus.write(line.as_bytes()).is_err() {
             break;
         }
         line.clear();
     }
-    drop(lines); // close, and the end of the conversation as far as this process knows
-    // SAFETY: _exit, not exit: what is registered for the parent's end must not run at the child's.
+    drop(reader); // closes this copy
+    // SAFETY: _exit instead of exit: functions that the parent registered with atexit must not run
+    // in the child.
     unsafe { libc::_exit(0) }
 }
