@@ -1,5 +1,5 @@
-//! What the hazards share and none of them teaches: a parent that waits for a child with a limit, and says where a
-//! child that does not come back sleeps. The forks are in `src/bin`.
+//! What the programs share: a wait with a timeout, and where a blocked child sleeps. The fork calls
+//! are in `src/bin`.
 
 use std::fmt::Display;
 use std::fs;
@@ -15,74 +15,83 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
-/// sysexits(3): the kernel lacks what the lesson needs, or forbids it.
+/// sysexits.h: the kernel has no such call, or does not permit it.
 const UNAVAILABLE: u8 = 69;
+/// The time between two checks of a child.
+const INTERVAL: Duration = Duration::from_millis(2);
 
-/// Waits for a child that may never end; `None` if it has not when the limit is over.
-pub fn wait_at_most(child: Pid, limit: Duration) -> Result<Option<WaitStatus>> {
+/// Waits for a child. `None`: it has not ended within the timeout.
+pub fn wait_with_timeout(child: Pid, timeout: Duration) -> Result<Option<WaitStatus>> {
     let began = Instant::now();
     loop {
         match waitpid(child, Some(WaitPidFlag::WNOHANG)).context("waitpid")? {
-            WaitStatus::StillAlive if began.elapsed() < limit => thread::sleep(Duration::from_millis(2)),
+            WaitStatus::StillAlive if began.elapsed() < timeout => thread::sleep(INTERVAL),
             WaitStatus::StillAlive => return Ok(None),
             status => return Ok(Some(status)),
         }
     }
 }
 
-/// The kernel function a process sleeps in, proc_pid_wchan(5); `?` where the kernel does not say.
-pub fn where_it_sleeps(pid: Pid) -> String {
+/// The kernel function that a process sleeps in, proc_pid_wchan(5). `?`: the kernel does not report
+/// it.
+pub fn wchan(pid: Pid) -> String {
     match fs::read_to_string(format!("/proc/{pid}/wchan")) {
         Ok(name) if !name.is_empty() && name != "0" => name,
         _ => "?".into(),
     }
 }
 
-/// Ends a child that is stuck, and reaps it.
+/// Kills a blocked child and reaps it.
 pub fn end_child(child: Pid) {
     let _ = kill(child, Signal::SIGKILL);
     let _ = waitpid(child, None);
 }
 
-/// In a child: die with the parent. A stuck child must not outlive the demonstration that made it.
+/// A child calls this first: the kernel kills it when the parent ends.
 pub fn die_with(parent: Pid) {
     let _ = set_pdeathsig(Signal::SIGKILL);
-    // A parent that died before the prctl has sent no signal.
+    // If the parent has ended before prctl, the kernel sends no signal.
     if getppid() != parent {
         leave(1);
     }
 }
 
-/// The end of a child: nothing of the parent's runs a second time.
+/// The end of a child. _exit, because exit would run the parent's atexit functions and flush its
+/// buffers.
 pub fn leave(status: i32) -> ! {
-    // SAFETY: ends the process.
+    // SAFETY: _exit ends the process.
     unsafe { libc::_exit(status) }
 }
 
-/// While this lives, Ctrl-C and its relatives wait: no file and no process is left behind half-way.
-pub struct Shielded(SigSet);
+/// While this value exists, the signals that end the process are blocked, so that no file and no
+/// process is left behind.
+pub struct BlockedSignals(SigSet);
 
-impl Shielded {
-    pub fn new() -> Result<Shielded> {
-        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
+impl BlockedSignals {
+    /// Blocks SIGINT, SIGTERM, SIGHUP and SIGQUIT.
+    pub fn new() -> Result<BlockedSignals> {
+        let signals =
+            SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
         let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before)).context("sigprocmask")?;
-        Ok(Shielded(before))
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))
+            .context("sigprocmask")?;
+        Ok(BlockedSignals(before))
     }
 }
 
-impl Drop for Shielded {
+impl Drop for BlockedSignals {
     fn drop(&mut self) {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.0), None);
     }
 }
 
-/// One line on stdout; a closed stdout is no reason to stop.
+/// Prints a line. A closed stdout does not end the program.
 pub fn say(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// The exit status, and one line where something failed: 69 if the kernel lacks a call or forbids it, else 1.
+/// Prints an error as one line and returns the exit status: 69 if the kernel has no such call or
+/// does not permit it, otherwise 1.
 pub fn end(program: &str, outcome: Result<()>) -> ExitCode {
     let Err(error) = outcome else { return ExitCode::SUCCESS };
     let _ = writeln!(io::stderr(), "{program}: {error:#}");

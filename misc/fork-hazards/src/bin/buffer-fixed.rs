@@ -1,7 +1,7 @@
-//! Two cures for the copied buffer: flush before the fork, or leave the child by _exit.
+//! Two fixes for the copied buffer: flush before the fork, or end the child with _exit.
 //!
-//! Run: cargo run -p fork-hazards --bin buffer-fixed -- --cure flush
-//! Try: strace -f -e trace=write,exit_group target/debug/buffer-fixed --cure exit
+//! Run: cargo run -p fork-hazards --bin buffer-fixed -- --fix flush
+//! Try: strace -f -e trace=write,exit_group target/debug/buffer-fixed --fix exit
 
 use std::io::{self, Write};
 use std::process::{self, ExitCode};
@@ -15,30 +15,31 @@ use nix::unistd::{ForkResult, fork};
 /// A buffer that is printed once
 #[derive(Parser)]
 struct Args {
-    #[arg(long, value_enum, default_value_t = Cure::Flush)]
-    cure: Cure,
+    /// The fix
+    #[arg(long, value_enum, default_value_t = Fix::Flush)]
+    fix: Fix,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Cure {
-    /// Flush before the fork: an empty buffer is copied
+enum Fix {
+    /// Flush before the fork: the child copies an empty buffer
     Flush,
-    /// Leave the child by _exit: its copy is thrown away
+    /// End the child with _exit: its copy is discarded
     Exit,
 }
 
 fn main() -> ExitCode {
-    end("buffer-fixed", demonstrate(Args::parse().cure))
+    end("buffer-fixed", demonstrate(Args::parse().fix))
 }
 
-fn demonstrate(cure: Cure) -> Result<()> {
+fn demonstrate(fix: Fix) -> Result<()> {
     write!(io::stdout(), "buffered-line ").context("stdout")?;
-    if cure == Cure::Flush {
+    if fix == Fix::Flush {
         io::stdout().flush().context("stdout")?;
     }
-    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    // SAFETY: this process has one thread, so the child may call any function.
     match unsafe { fork() } {
-        Ok(ForkResult::Child) => child(cure),
+        Ok(ForkResult::Child) => child(fix),
         Ok(ForkResult::Parent { child }) => waitpid(child, None).context("waitpid")?,
         Err(e) => return Err(e).context("fork"),
     };
@@ -46,9 +47,9 @@ fn demonstrate(cure: Cure) -> Result<()> {
     Ok(())
 }
 
-fn child(cure: Cure) -> ! {
-    match cure {
-        Cure::Flush => process::exit(0),
-        Cure::Exit => leave(0),
+fn child(fix: Fix) -> ! {
+    match fix {
+        Fix::Flush => process::exit(0),
+        Fix::Exit => leave(0),
     }
 }

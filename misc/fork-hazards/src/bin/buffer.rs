@@ -1,7 +1,7 @@
-//! Hazard: what was in the buffer at the fork is printed twice.
+//! Bug: bytes that are in the buffer of stdout at the fork are printed twice.
 //!
 //! Run: cargo run -p fork-hazards --bin buffer
-//! Try: cargo run -p fork-hazards --bin buffer-fixed -- --cure flush
+//! Try: cargo run -p fork-hazards --bin buffer-fixed -- --fix flush
 
 use std::io::{self, Write};
 use std::process::{self, ExitCode};
@@ -22,9 +22,9 @@ fn main() -> ExitCode {
 }
 
 fn demonstrate() -> Result<()> {
-    // No line feed: it stays in this process's memory, which the child copies.
+    // Without a newline the text stays in memory, which the child copies.
     write!(io::stdout(), "buffered-line ").context("stdout")?;
-    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    // SAFETY: this process has one thread, so the child may call any function.
     match unsafe { fork() } {
         Ok(ForkResult::Child) => child(),
         Ok(ForkResult::Parent { child }) => waitpid(child, None).context("waitpid")?,
@@ -34,7 +34,7 @@ fn demonstrate() -> Result<()> {
     Ok(())
 }
 
-/// exit, not _exit: it runs what is registered for the end of the program, and that flushes stdout.
+/// exit, not _exit: it runs the atexit functions, and Rust flushes stdout.
 fn child() -> ! {
     process::exit(0)
 }

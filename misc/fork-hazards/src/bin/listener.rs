@@ -1,4 +1,4 @@
-//! Hazard: a worker keeps the listening socket it inherited, and the port stays taken when the server is dead.
+//! Bug: a worker keeps the inherited listener, so the port stays in use after the server's end.
 //!
 //! Run: cargo run -p fork-hazards --bin listener
 //! Try: cargo run -p fork-hazards --bin listener-fixed
@@ -11,14 +11,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use fork_hazards::{Shielded, die_with, end, end_child, leave, say};
+use fork_hazards::{BlockedSignals, die_with, end, end_child, leave, say};
 use nix::fcntl::OFlag;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2, read, write};
 use socket2::{Domain, Socket, Type};
 
-/// A port that stays taken after its server has died
+/// A port that stays in use after the server's end
 #[derive(Parser)]
 struct Args {}
 
@@ -28,49 +28,51 @@ fn main() -> ExitCode {
 }
 
 fn demonstrate() -> Result<()> {
-    let _shielded = Shielded::new()?;
-    // The worker is an orphan when its server is dead: it comes here, to be reaped.
+    let _blocked = BlockedSignals::new()?;
+    // When the server has ended, the worker becomes a child of this process, which can reap it.
     set_child_subreaper(true).context("PR_SET_CHILD_SUBREAPER")?;
-    let (told, tell) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
+    let (ready, notify) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
     let (stay, end_all) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
     let observer = getpid();
-    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    // SAFETY: this process has one thread, so the child may call any function.
     let server = match unsafe { fork() } {
-        Ok(ForkResult::Child) => server(observer, tell, stay, end_all),
+        Ok(ForkResult::Child) => server(observer, notify, stay, end_all),
         Ok(ForkResult::Parent { child }) => child,
         Err(e) => return Err(e).context("fork"),
     };
-    drop((tell, stay));
-    let (addr, worker) = hear(&told)?;
-    say(format_args!("server {server} listens on {addr}, and has forked worker {worker}"));
+    drop((notify, stay));
+    let (addr, worker) = read_addresses(&ready)?;
+    say(format_args!("server {server} listens on {addr} and has forked worker {worker}"));
     end_child(server);
-    say(format_args!("the server is killed; worker {worker} lives, with {}", sockets_of(worker)));
-    let again = |when| match listen_on(addr) {
+    say(format_args!("the server is killed; worker {worker} runs, with {}", sockets_of(worker)));
+    let bind_again = |when| match listen_on(addr) {
         Ok(_) => say(format_args!("{when}: a new server gets the port")),
         Err(e) => say(format_args!("{when}: a new server gets {e}")),
     };
-    again("worker alive");
+    bind_again("worker runs");
     match TcpStream::connect(addr) {
-        Ok(_) => say("worker alive: a client is connected, and nobody will ever accept it"),
-        Err(e) => say(format_args!("worker alive: a client gets {e}")),
+        Ok(_) => say("worker runs: a client is connected, but no process will accept it"),
+        Err(e) => say(format_args!("worker runs: a client gets {e}")),
     }
     drop(end_all);
     waitpid(worker, None).context("waitpid")?;
-    again("worker ended");
+    bind_again("worker ended");
     Ok(())
 }
 
-fn server(observer: Pid, tell: OwnedFd, stay: OwnedFd, end_all: OwnedFd) -> ! {
+/// The life of the server: listens, forks a worker, and waits.
+fn server(observer: Pid, notify: OwnedFd, stay: OwnedFd, end_all: OwnedFd) -> ! {
     die_with(observer);
     drop(end_all);
     let Ok(listener) = listen_on((Ipv4Addr::LOCALHOST, 0).into()) else { leave(1) };
-    let port = listener.local_addr().ok().and_then(|addr| addr.as_socket()).map_or(0, |addr| addr.port());
-    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    let addr = listener.local_addr().ok().and_then(|addr| addr.as_socket());
+    let port = addr.map_or(0, |addr| addr.port());
+    // SAFETY: this process has one thread, so the child may call any function.
     match unsafe { fork() } {
-        Ok(ForkResult::Child) => worker(listener, port, tell, stay),
+        Ok(ForkResult::Child) => worker(listener, port, notify, stay),
         Ok(ForkResult::Parent { .. }) => {
-            drop(tell);
-            // Until it is killed.
+            drop(notify);
+            // This process waits here until it is killed.
             let _ = read(&stay, &mut [0]);
             leave(0)
         }
@@ -78,29 +80,29 @@ fn server(observer: Pid, tell: OwnedFd, stay: OwnedFd, end_all: OwnedFd) -> ! {
     }
 }
 
-/// A worker that needs only its client, and has the listener all the same.
-fn worker(listener: Socket, port: u16, tell: OwnedFd, stay: OwnedFd) -> ! {
-    // The listener lives on in `listener`, unused, until this process ends.
+/// A worker does not need the listener, but has inherited it.
+fn worker(listener: Socket, port: u16, notify: OwnedFd, stay: OwnedFd) -> ! {
+    // The socket stays open until this process ends.
     let _ = &listener;
     let message = [u32::from(port).to_ne_bytes(), getpid().as_raw().to_ne_bytes()].concat();
-    let _ = write(&tell, &message);
-    drop(tell);
-    // End of file when the observer has closed its end, or has died.
+    let _ = write(&notify, &message);
+    drop(notify);
+    // End of file: the observer has closed its end or has ended.
     let _ = read(&stay, &mut [0]);
     leave(0)
 }
 
-/// The server's address and its worker, which says both when it has closed what it closes.
-fn hear(told: &OwnedFd) -> Result<(SocketAddr, Pid)> {
+/// The address of the server and the pid of its worker. The worker sends both when it is ready.
+fn read_addresses(ready: &OwnedFd) -> Result<(SocketAddr, Pid)> {
     let mut message = [0; 8];
-    let n = read(told, &mut message).context("pipe")?;
+    let n = read(ready, &mut message).context("pipe")?;
     ensure!(n == message.len(), "the server could not listen or fork");
     let [a, b, c, d, pid @ ..] = message;
     let port = u32::from_ne_bytes([a, b, c, d]) as u16;
     Ok(((Ipv4Addr::LOCALHOST, port).into(), Pid::from_raw(i32::from_ne_bytes(pid))))
 }
 
-/// As `ls -l /proc/PID/fd` shows them.
+/// How many sockets `ls -l /proc/PID/fd` shows.
 fn sockets_of(pid: Pid) -> String {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());

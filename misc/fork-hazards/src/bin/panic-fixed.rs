@@ -1,4 +1,4 @@
-//! The cure for the panic in the child: `fn child(..) -> !`, which catches it and leaves by _exit.
+//! The fix for the panic in the child: `fn child(..) -> !` catches the panic and ends with _exit.
 //!
 //! Run: cargo run -p fork-hazards --bin panic-fixed
 //! Try: cargo run -p fork-hazards --bin panic
@@ -8,12 +8,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fork_hazards::{Shielded, end, leave, say};
-use nix::sys::wait::waitpid;
+use fork_hazards::{BlockedSignals, end, leave, say};
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, getpid};
 use tempfile::NamedTempFile;
 
-/// A panic that ends its child, and nothing else
+/// A panic that ends only its child
 #[derive(Parser)]
 struct Args {}
 
@@ -23,28 +23,29 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> Result<()> {
-    let _shielded = Shielded::new()?;
+    let _blocked = BlockedSignals::new()?;
     panic::set_hook(Box::new(|_| say(format_args!("process {}: panic", getpid()))));
     let main_process = getpid();
-    // A guard of the parent's: dropped, it removes the file.
+    // The drop of this value removes the file.
     let state = NamedTempFile::new().context("temporary file")?;
     for request in 1..=3 {
         say(format_args!("server {}: request {request}", getpid()));
         let _ = catch_unwind(|| handle(request));
     }
-    let there = if state.path().exists() { "there" } else { "GONE" };
-    say(format_args!("server {}: at its end the state file is {there}", getpid()));
+    let state = if state.path().exists() { "there" } else { "GONE" };
+    say(format_args!("server {}: at the end the state file is {state}", getpid()));
     if getpid() != main_process {
-        say(format_args!("server {}: I was the child of a bad request", getpid()));
+        say(format_args!("server {}: this process was the child of a bad request", getpid()));
     }
     Ok(())
 }
 
 fn handle(request: u32) {
-    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    // SAFETY: this process has one thread, so the child may call any function.
     match unsafe { fork() } {
         Ok(ForkResult::Child) => child(request),
         Ok(ForkResult::Parent { child }) => match waitpid(child, None) {
+            Ok(WaitStatus::Exited(pid, status)) => say(format_args!("child {pid}: exit {status}")),
             Ok(status) => say(format_args!("{status:?}")),
             Err(e) => say(format_args!("waitpid: {e}")),
         },
@@ -52,7 +53,8 @@ fn handle(request: u32) {
     }
 }
 
-/// `!`: the compiler checks that no way leads back into the parent's loop. 101 is what a panic exits with in Rust.
+/// `!`: the compiler checks that this function never returns into the parent's loop. 101 is Rust's
+/// exit status after a panic.
 fn child(request: u32) -> ! {
     match catch_unwind(|| work(request)) {
         Ok(()) => leave(0),
@@ -60,8 +62,8 @@ fn child(request: u32) -> ! {
     }
 }
 
-/// Request 1 is the bad one.
-#[expect(clippy::panic, reason = "the defect that the lesson is about")]
+/// Request 1 is the bad request.
+#[expect(clippy::panic, reason = "the bug of this lesson")]
 fn work(request: u32) {
     if request == 1 {
         panic_any("a bad request");

@@ -1,4 +1,4 @@
-//! Hazard: a panic in the child unwinds into the parent's loop, and there are two servers.
+//! Bug: a panic in the child unwinds into the parent's loop, and then two servers run.
 //!
 //! Run: cargo run -p fork-hazards --bin panic
 //! Try: cargo run -p fork-hazards --bin panic-fixed
@@ -8,12 +8,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fork_hazards::{Shielded, end, leave, say};
+use fork_hazards::{BlockedSignals, end, leave, say};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, getpid};
 use tempfile::NamedTempFile;
 
-/// A panic that makes a second server of a child
+/// A panic that turns a child into a second server
 #[derive(Parser)]
 struct Args {}
 
@@ -23,30 +23,31 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> Result<()> {
-    let _shielded = Shielded::new()?;
+    let _blocked = BlockedSignals::new()?;
     panic::set_hook(Box::new(|_| say(format_args!("process {}: panic", getpid()))));
     let main_process = getpid();
-    // A guard of the parent's: dropped, it removes the file.
+    // The drop of this value removes the file.
     let state = NamedTempFile::new().context("temporary file")?;
     for request in 1..=3 {
         say(format_args!("server {}: request {request}", getpid()));
-        // As a server does that must outlive a bad request. The child of request 1 comes out here, too.
+        // A server catches panics to survive a bad request. The child of request 1 continues here
+        // too.
         let _ = catch_unwind(|| handle(request));
     }
-    let there = if state.path().exists() { "there" } else { "GONE" };
-    say(format_args!("server {}: at its end the state file is {there}", getpid()));
+    let state = if state.path().exists() { "there" } else { "GONE" };
+    say(format_args!("server {}: at the end the state file is {state}", getpid()));
     if getpid() != main_process {
-        say(format_args!("server {}: I was the child of a bad request", getpid()));
+        say(format_args!("server {}: this process was the child of a bad request", getpid()));
     }
     Ok(())
 }
 
 fn handle(request: u32) {
-    // SAFETY: this process has one thread, so the child may do whatever the parent may.
+    // SAFETY: this process has one thread, so the child may call any function.
     match unsafe { fork() } {
         Ok(ForkResult::Child) => {
             work(request);
-            // The panic goes past this line.
+            // A panic does not reach this line.
             leave(0)
         }
         Ok(ForkResult::Parent { child }) => {
@@ -56,8 +57,8 @@ fn handle(request: u32) {
     }
 }
 
-/// Request 1 is the bad one.
-#[expect(clippy::panic, reason = "the defect that the lesson is about")]
+/// Request 1 is the bad request.
+#[expect(clippy::panic, reason = "the bug of this lesson")]
 fn work(request: u32) {
     if request == 1 {
         panic_any("a bad request");
