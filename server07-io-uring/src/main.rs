@@ -1,46 +1,29 @@
-//! TCP completion-driven server: one process, many clients, and the kernel does the calls: io_uring.
+//! TCP completion-driven server: one process serves all clients, the kernel makes the calls.
 //!
 //! Run: cargo run -p server07-io-uring
 //! Try: cargo run -p client -- -i localhost -p 2000 -c 5 -t 10 -b 1024
 //! Prev: server06a-queue
 //! Next: server08-tokio
 //! Diff base: server02b-epoll
-//! Overload: refuse (beyond --max-conns `ERR busy` and no more)
-//! Needs: Linux 5.19, and kernel.io_uring_disabled = 0; otherwise one line and exit status 69
+//! Overload: refuse (over --max-conns a client gets `ERR busy`)
+//! Needs: Linux 5.19 with io_uring enabled; otherwise the server prints one line and exits with 69
 
+mod request;
 mod ring;
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::FromRawFd;
 use std::process::ExitCode;
-use std::ptr::null_mut;
 use std::time::Instant;
 
-use anyhow::Context;
 use clap::Parser;
-use common::report::{self, Failed};
-use io_uring::squeue::{Entry, Flags};
-use io_uring::{opcode, types::CancelBuilder, types::Fd};
-use lifecycle::clients::{Client, Clients, Interest};
 use common::descriptors::MaxConns;
+use common::report::{self, Failed};
+use lifecycle::clients::Clients;
 use lifecycle::{Server, Signals};
-use ring::{Completion, GROUP, Ring};
+use request::{ACCEPT, ACCEPTS, CANCEL, RECV, SEND, SIGNALS};
+use ring::{Completion, Ring, UNAVAILABLE};
 use socket2::Socket;
-
-/// Requests to accept that are in the ring at once: as many clients can come in by one system call.
-const ACCEPTS: usize = 8;
-/// What a completion is about: the kernel hands back the 64 bits that came with the request. For a client they are
-/// 4 x its key + one of the three below.
-const SIGNALS: u64 = u64::MAX;
-const ACCEPT: u64 = u64::MAX - 1;
-const CANCEL: u64 = u64::MAX - 2;
-const RECV: u64 = 0;
-const SEND: u64 = 1;
-const ROOM: u64 = 2;
-/// What poll says of a socket that takes bytes, or never will again.
-const WRITABLE: i32 = (libc::POLLOUT | libc::POLLERR | libc::POLLHUP) as i32;
-/// IORING_RECVSEND_POLL_FIRST: wait before the first try. After an answer the next request is hardly ever there yet.
-const POLL_FIRST: u16 = 1;
 
 /// TCP completion-driven server: one process, many clients, io_uring
 #[derive(Parser)]
@@ -53,52 +36,49 @@ struct Args {
 
 fn main() -> Result<ExitCode, Failed> {
     let args = Args::parse();
+    // The only limit is RLIMIT_NOFILE.
     let max_conns = args.max_conns.within(u64::MAX)?;
     let signals = Signals::new()?;
-    let mut ring = match Ring::new() {
-        Ok(ring) => ring,
-        Err((call, error)) => return Ok(ring::unavailable(call, &error)),
-    };
+    // Two queues in memory that is shared with the kernel: requests and completions.
+    let Some(mut ring) = Ring::new() else { return Ok(ExitCode::from(UNAVAILABLE)) };
     let listener = args.server.listen()?;
+    request::signals(&mut ring, &signals)?;
+    let (mut completions, mut accepts) = (Vec::new(), 0);
 
-    let mut clients = Clients::new(max_conns, &args.server);
-    let mut completions = Vec::new();
-    let (mut watches, mut accepts) = (false, 0);
+    let mut clients: Clients<Socket> = Clients::new(max_conns, &args.server);
     report::ready(&listener);
     while !clients.is_done() {
-        // A request is made once for each completion that is wanted. As long as nobody can be accepted, none is.
-        if !watches {
-            let poll = opcode::PollAdd::new(Fd(signals.as_fd().as_raw_fd()), libc::POLLIN as u32);
-            submit(&mut ring, poll.build(), SIGNALS)?;
-            watches = true;
-        }
+        // One request accepts one client. While accept is paused, make no new request.
         while accepts < ACCEPTS && clients.accepting() {
-            let accept = opcode::Accept::new(Fd(listener.as_raw_fd()), null_mut(), null_mut());
-            submit(&mut ring, accept.flags(libc::SOCK_CLOEXEC).build(), ACCEPT)?;
+            request::accept(&mut ring, &listener)?;
             accepts += 1;
         }
-        // One system call for all that was asked since the last one, by however many clients.
-        ring.submit_and_wait(clients.timeout_ms()).context("io_uring_enter")?;
+        // The only call that blocks. It submits the new requests of all clients, and returns when
+        // requests are complete, or at the next timeout.
+        ring.submit_and_wait(clients.timeout_ms())?;
 
         let now = Instant::now();
         ring.completions(&mut completions);
         for completion in completions.drain(..) {
+            // The number that came with the request says what the completion is about.
             match completion.user_data {
                 SIGNALS => {
-                    watches = false;
                     clients.stop(&signals, &listener, now);
+                    request::signals(&mut ring, &signals)?;
                 }
                 ACCEPT => {
                     accepts -= 1;
-                    accepted(&mut ring, &completion, &mut clients, now)?;
+                    accepted(&mut ring, &mut clients, completion.result, now)?;
                 }
-                CANCEL => {} // what was cancelled says so itself, in its own completion
-                _ => completed(&mut ring, &completion, &mut clients, now)?,
+                CANCEL => {} // the cancelled request has a completion of its own
+                _ => completed(&mut ring, &mut clients, &completion, now)?,
             }
+            // The bytes have been used: the kernel may fill this buffer again.
             ring.give_back(&completion);
         }
+        // The timeout of a client ends its request early. The completion then serves the client.
         for key in clients.expired(now) {
-            cancel(&mut ring, clients.get(key))?;
+            request::cancel(&mut ring, &clients, key)?;
         }
     }
 
@@ -106,87 +86,60 @@ fn main() -> Result<ExitCode, Failed> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Queues a request that names no memory but the ring's own buffers.
-fn submit(ring: &mut Ring, request: Entry, user_data: u64) -> Result<(), Failed> {
-    // SAFETY: there is nothing that could move.
-    unsafe { ring.push(&request.user_data(user_data)) }.context("io_uring_enter")?;
-    Ok(())
-}
+/// The events of poll for a socket that can be written, or that has failed.
+const WRITABLE: i32 = (libc::POLLOUT | libc::POLLERR | libc::POLLHUP) as i32;
 
-/// A new client, or the reason why there is none.
+/// The completion of an accept request: a new client, or an error.
 fn accepted(
     ring: &mut Ring,
-    completion: &Completion,
     clients: &mut Clients<Socket>,
+    result: i32,
     now: Instant,
 ) -> Result<(), Failed> {
-    match completion.result {
+    match result {
         fd @ 0.. => {
-            // SAFETY: a new descriptor that nobody else knows of.
+            // SAFETY: the kernel has just created this descriptor, and nothing else uses it.
             let conn = unsafe { Socket::from_raw_fd(fd) };
             let (key, peer) = (clients.next_key(), conn.peer_addr().ok());
             clients.insert(conn, peer, now);
-            ask(ring, key, clients.get(key), false)
+            request::next(ring, clients, key, false)
         }
-        error if clients.accepting() => clients.accept_failed(&io::Error::from_raw_os_error(-error)),
-        _ => Ok(()), // the stop ends this request too
+        errno if clients.accepting() => {
+            clients.accept_failed(&io::Error::from_raw_os_error(-errno))
+        }
+        _ => Ok(()), // the shutdown of the listener ends its accept requests too
     }
 }
 
-/// What a client had asked for is done: it is told, and asks for what it waits for next.
+/// The completion of a client's request: serves the client by one step, and requests the next one.
 fn completed(
     ring: &mut Ring,
-    completion: &Completion,
     clients: &mut Clients<Socket>,
+    completion: &Completion,
     now: Instant,
 ) -> Result<(), Failed> {
     let (key, kind) = ((completion.user_data / 4) as usize, completion.user_data % 4);
+    // Only the poll for room has several completions, one per change of the socket. A FIN of the
+    // client is a change too, but does not make the socket writable.
     if completion.more {
-        // A half-closed client is reported for that alone: no reason to send, and the next report will come.
-        return if completion.result & WRITABLE == 0 { Ok(()) } else { cancel(ring, clients.get(key)) };
+        let is_writable = completion.result & WRITABLE != 0;
+        return if is_writable { request::cancel(ring, clients, key) } else { Ok(()) };
     }
     clients.serve(key, now, |client, now| {
         match (kind, completion.result) {
-            // Cancelled, or no buffer was left, or no room: asked again below. No byte is lost.
-            (_, error) if matches!(-error, libc::ECANCELED | libc::ENOBUFS | libc::EINTR | libc::EAGAIN) => {}
-            (_, error @ ..0) => return Err(io::Error::from_raw_os_error(-error)),
-            (ROOM, _) => {}
+            // Cancelled, or all buffers were in use. The bytes are still in the socket.
+            (_, errno) if matches!(-errno, libc::ECANCELED | libc::ENOBUFS) => {}
+            (_, errno @ ..0) => return Err(io::Error::from_raw_os_error(-errno)),
+            // 0 means end of file, as in recv(2).
             (RECV, 0) => client.service.eof(),
             (RECV, _) => client.service.feed(ring.received(completion), now),
-            (_, sent) => client.service.consume(sent as usize, now),
+            // The kernel may have taken only a part of the answer.
+            (SEND, n) => client.service.consume(n as usize, now),
+            _ => {} // ROOM: the socket is writable
         }
         Ok(())
     });
-    ask(ring, key, clients.get(key), kind == SEND && completion.result == -libc::EAGAIN)
-}
-
-/// The one request that a client has in the ring, until it is closed. Until its completion neither the descriptor may be
-/// closed nor the bytes to be sent be touched.
-fn ask(ring: &mut Ring, key: usize, client: Option<&Client<Socket>>, is_full: bool) -> Result<(), Failed> {
-    let Some(client) = client else { return Ok(()) };
-    let fd = Fd(client.conn.as_raw_fd());
-    let (kind, request) = match client.interest() {
-        // No buffer is bound while nothing comes, and no more is taken from the socket than there is room for.
-        Interest::Read => {
-            let recv = opcode::Recv::new(fd, null_mut(), client.service.room() as u32).buf_group(GROUP);
-            (RECV, recv.ioprio(POLL_FIRST).build().flags(Flags::BUFFER_SELECT))
-        }
-        // Multishot, for that is edge-triggered. One-shot, and in a send that may wait, the kernel takes a client that is
-        // half-closed for one that is ready, tries in vain a hundred times, and then makes a thread that sleeps in send.
-        Interest::Write if is_full => (ROOM, opcode::PollAdd::new(fd, libc::POLLOUT as u32).multi(true).build()),
-        Interest::Write => {
-            let (bytes, flags) = (client.service.pending(), libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
-            (SEND, opcode::Send::new(fd, bytes.as_ptr(), bytes.len() as u32).flags(flags).build())
-        }
-    };
-    // SAFETY: answers are static; an error line is the client's, who stays as long as the request is in the ring.
-    unsafe { ring.push(&request.user_data(key as u64 * 4 + kind)) }.context("io_uring_enter")?;
-    Ok(())
-}
-
-/// Ends the request of a client early; it goes on from there when that is confirmed.
-fn cancel(ring: &mut Ring, client: Option<&Client<Socket>>) -> Result<(), Failed> {
-    let Some(client) = client else { return Ok(()) };
-    let of_client = CancelBuilder::fd(Fd(client.conn.as_raw_fd()));
-    submit(ring, opcode::AsyncCancel2::new(of_client).build(), CANCEL)
+    // The send buffer is full: wait until it has room.
+    let is_full = kind == SEND && completion.result == -libc::EAGAIN;
+    request::next(ring, clients, key, is_full)
 }

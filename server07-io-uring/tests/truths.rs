@@ -1,5 +1,7 @@
-//! Kernel truth (k): what a multishot request is, when it is over, and who gets the connection from several rings.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)] // test code
+//! Kernel truth (k): what a multishot request is, when it ends, and which of several rings gets a
+//! connection.
+// This is test code: a failed expectation is a panic.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -14,20 +16,20 @@ const BUFFERS: u16 = 4;
 const BUFFER: usize = 16;
 const GROUP: u16 = 3;
 
-/// A ring, or none: then the test is reported as skipped by name, and fails where none may be.
+/// A ring. Without io_uring the test is reported as skipped, or fails if all tests are required.
 fn ring(test: &str) -> Option<IoUring> {
     match IoUring::new(16) {
         Ok(ring) => Some(ring),
         Err(e) => {
-            let demanded = std::env::var("REQUIRE_ALL_TESTS").as_deref() == Ok("1");
-            assert!(!demanded, "{test} cannot run: io_uring_setup: {e}");
+            let is_required = std::env::var("REQUIRE_ALL_TESTS").as_deref() == Ok("1");
+            assert!(!is_required, "{test} cannot run: io_uring_setup: {e}");
             eprintln!("SKIPPED: {test}: io_uring_setup: {e}");
             None
         }
     }
 }
 
-/// What came back: the result, and whether more of the same request will come.
+/// A completion: the result, and whether the request will have more completions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Completion {
     result: i32,
@@ -36,15 +38,15 @@ struct Completion {
 }
 
 fn submit(ring: &mut IoUring, request: &squeue::Entry) {
-    // SAFETY: the memory that the requests of this file name lives as long as the ring, or is the kernel's own copy.
+    // SAFETY: the memory that the requests of this file name lives as long as the ring.
     unsafe { ring.submission().push(request) }.unwrap();
     ring.submit().unwrap();
 }
 
-/// The next completion, if one comes within `patience`.
-fn next_within(ring: &mut IoUring, patience: Duration) -> Option<Completion> {
+/// The next completion, if one arrives within `limit`.
+fn next_within(ring: &mut IoUring, limit: Duration) -> Option<Completion> {
     if ring.completion().is_empty() {
-        let timeout = Timespec::from(patience);
+        let timeout = Timespec::from(limit);
         match ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout)) {
             Ok(_) => {}
             Err(e) => assert!(matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR)), "{e}"),
@@ -59,7 +61,7 @@ fn next(ring: &mut IoUring) -> Completion {
     next_within(ring, testkit::PATIENCE).unwrap()
 }
 
-/// No completion, although the kernel had the time for one.
+/// True if no completion arrives although the kernel has time for one.
 fn silence(ring: &mut IoUring) -> bool {
     next_within(ring, Duration::from_millis(200)).is_none()
 }
@@ -75,16 +77,19 @@ fn pair() -> (TcpStream, TcpStream) {
     (client, listener.accept().unwrap().0)
 }
 
-/// Closes what an accept has returned.
+/// Closes the descriptor that an accept request has returned.
 fn close(fd: i32) {
     assert!(fd >= 0, "accept: {}", std::io::Error::from_raw_os_error(-fd));
-    // SAFETY: the kernel has just made it, and nobody else has it.
+    // SAFETY: the kernel has just created this descriptor, and nothing else uses it.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
 }
 
 #[test]
 fn truth_k_one_request_accepts_five_and_says_that_more_will_come() {
-    let Some(mut ring) = ring("truth_k_one_request_accepts_five_and_says_that_more_will_come") else { return };
+    let Some(mut ring) = ring("truth_k_one_request_accepts_five_and_says_that_more_will_come")
+    else {
+        return;
+    };
     let listener = listener();
     submit(&mut ring, &opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).build());
     for _ in 0..5 {
@@ -96,7 +101,7 @@ fn truth_k_one_request_accepts_five_and_says_that_more_will_come() {
     assert!(silence(&mut ring));
 }
 
-/// After an error the request is over, and somebody has to ask again.
+/// After an error the request has ended: the program has to submit a new one.
 #[test]
 fn truth_k_an_error_is_the_end_of_a_multishot_accept() {
     let Some(mut ring) = ring("truth_k_an_error_is_the_end_of_a_multishot_accept") else { return };
@@ -108,7 +113,7 @@ fn truth_k_an_error_is_the_end_of_a_multishot_accept() {
     assert_eq!((ended.result, ended.more), (-libc::EINVAL, false));
 }
 
-/// A one-shot request has one completion, and no more.
+/// A one-shot request has exactly one completion.
 #[test]
 fn truth_k_a_one_shot_accept_takes_one() {
     let Some(mut ring) = ring("truth_k_a_one_shot_accept_takes_one") else { return };
@@ -118,19 +123,23 @@ fn truth_k_a_one_shot_accept_takes_one() {
     let accepted = next(&mut ring);
     assert!(!accepted.more, "{accepted:?}");
     close(accepted.result);
-    assert!(silence(&mut ring), "the second one waits");
+    assert!(silence(&mut ring), "the second connection waits");
 }
 
 fn accept_one(listener: RawFd) -> squeue::Entry {
     opcode::Accept::new(Fd(listener), std::ptr::null_mut(), std::ptr::null_mut()).build()
 }
 
-/// Gives the kernel `count` buffers of the group, from `first` on.
+/// Provides `count` buffers of the group, beginning with `first`.
 fn provide(ring: &mut IoUring, memory: &mut [u8], first: u16, count: u16) {
     let at = memory[usize::from(first) * BUFFER..].as_mut_ptr();
     submit(ring, &opcode::ProvideBuffers::new(at, BUFFER as i32, count, GROUP, first).build());
     let provided = next(ring);
-    assert!(provided.result >= 0, "provide: {}", std::io::Error::from_raw_os_error(-provided.result));
+    assert!(
+        provided.result >= 0,
+        "provide: {}",
+        std::io::Error::from_raw_os_error(-provided.result)
+    );
 }
 
 #[test]
@@ -153,14 +162,14 @@ fn truth_k_a_multishot_recv_ends_with_enobufs_after_as_many_completions_as_buffe
     let ended = next(&mut ring);
     assert_eq!((ended.result, ended.more, ended.buffer), (-libc::ENOBUFS, false, None));
 
-    // What came is still in the socket: a buffer, a new request, and there it is.
-    assert!(silence(&mut ring), "the request is over");
+    // The bytes are still in the socket: a new buffer and a new request receive them.
+    assert!(silence(&mut ring), "the request has ended");
     provide(&mut ring, &mut memory, 2, 1);
     submit(&mut ring, &receive);
     let received = next(&mut ring);
     assert_eq!((received.result, received.buffer), (4, Some(2)));
     assert_eq!(memory[2 * BUFFER..2 * BUFFER + 4], *b"late");
-    drop((client, conn, ring)); // the ring first forgets the memory, and then it is freed
+    drop((client, conn, ring)); // the ring before the memory that it uses
     drop(memory);
 }
 
@@ -171,19 +180,22 @@ fn truth_k_close_does_not_cancel_a_recv_in_flight() {
     let mut buffer = vec![0; BUFFER];
     let fd = conn.into_raw_fd();
     submit(&mut ring, &opcode::Recv::new(Fd(fd), buffer.as_mut_ptr(), BUFFER as u32).build());
-    // SAFETY: the number is this test's own.
+    // SAFETY: only this test uses this descriptor.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    assert!(silence(&mut ring), "the request holds the file");
+    assert!(silence(&mut ring), "the request keeps the file open");
     client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    assert!(client.read(&mut [0]).is_err(), "and so the client has seen no end");
+    assert!(client.read(&mut [0]).is_err(), "so the client has not read end of file");
     client.write_all(b"late").unwrap();
     assert_eq!(next(&mut ring).result, 4, "delivered to a descriptor that is closed");
     assert_eq!(buffer[..4], *b"late");
-    // Now the last reference is gone.
-    eventually("the client sees the end", || matches!(client.read(&mut [0]), Ok(0)).then_some(()));
+    // The request has completed, and with it the last reference is gone.
+    eventually("the client reads end of file", || {
+        matches!(client.read(&mut [0]), Ok(0)).then_some(())
+    });
 }
 
-/// Connections one after the other, and the letter of the ring that got each. One-shot requests are renewed.
+/// Makes connections one after the other. Returns the letter of the ring that accepted each one. A
+/// one-shot request is submitted again.
 fn order(test: &str, multishot: bool, connections: usize) -> Option<String> {
     let listener = listener();
     let request = match multishot {
@@ -198,7 +210,7 @@ fn order(test: &str, multishot: bool, connections: usize) -> Option<String> {
     let mut order = String::new();
     for _ in 0..connections {
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (letter, accepted) = eventually("one ring has it", || {
+        let (letter, accepted) = eventually("one ring has accepted it", || {
             let mut letters = ('A'..).zip(&mut rings);
             letters.find_map(|(letter, ring)| Some((letter, next_within(ring, Duration::ZERO)?)))
         });
@@ -209,7 +221,10 @@ fn order(test: &str, multishot: bool, connections: usize) -> Option<String> {
         }
         order.push(letter);
     }
-    assert!(rings.iter_mut().all(|ring| next_within(ring, Duration::ZERO).is_none()), "one ring for each");
+    assert!(
+        rings.iter_mut().all(|ring| next_within(ring, Duration::ZERO).is_none()),
+        "each connection is accepted once"
+    );
     Some(order)
 }
 
@@ -222,6 +237,9 @@ fn truth_k_of_four_rings_with_multishot_accept_the_first_takes_all() {
 
 #[test]
 fn truth_k_four_rings_with_one_shot_accepts_take_turns() {
-    let Some(order) = order("truth_k_four_rings_with_one_shot_accepts_take_turns", false, 40) else { return };
+    let Some(order) = order("truth_k_four_rings_with_one_shot_accepts_take_turns", false, 40)
+    else {
+        return;
+    };
     assert_eq!(order, "ABCD".repeat(10));
 }
