@@ -30,7 +30,7 @@ pub enum Reads {
 
 fn main() -> io::Result<()> {
     let mut out = io::stdout();
-    let _ = writeln!(out, "{:26}{:>10}{:>10}", "reads", "median ms", "most ms");
+    let _ = writeln!(out, "{:26}{:>10}{:>10}", "reads", "median ms", "max ms");
     for (reads, name) in
         [(Reads::OneBlock, "one block for each event"), (Reads::UntilEagain, "until EAGAIN")]
     {
