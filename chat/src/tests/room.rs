@@ -247,6 +247,7 @@ fn time_ends_who_says_nothing() {
     room.tick();
     assert!(room.take(2).starts_with("! idle "));
     assert_eq!(room.take(1), "* alice left (idle)\n");
+    room.room.remove(3, room.now);
     let deadline = room.room.session(1).unwrap().deadline();
     assert_eq!(room.room.deadline(), Some(deadline));
     room.now = deadline;
