@@ -92,10 +92,13 @@ pub fn receive<M: DeserializeOwned>(from: &Socket) -> io::Result<Received<M>> {
 /// Sleeps in poll until a descriptor is ready or the deadline has passed. If poll fails (ENOMEM),
 /// no descriptor is ready, and the caller's loop calls poll again.
 pub fn wait(fds: &mut [PollFd], deadline: Option<Instant>) {
-    // Rounded up: a process that wakes just before its deadline has nothing to do.
-    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()).as_millis() + 1);
-    let timeout = left.map(|ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX));
-    if poll(fds, timeout.unwrap_or(PollTimeout::NONE)).is_err() {
+    if poll(fds, timeout(deadline)).is_err() {
         thread::sleep(PAUSE);
     }
+}
+
+/// The time until a deadline, rounded up: a process that wakes just before it has nothing to do.
+pub fn timeout(deadline: Option<Instant>) -> PollTimeout {
+    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()).as_millis() + 1);
+    left.map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX))
 }

@@ -1,20 +1,19 @@
 //! The hub: it owns every client's socket, the room and the log file.
 //!
 //! The hub is one process with one thread, so all lines get one order: on the sockets, in the
-//! history and in the log file. It sleeps in poll and in no other call, so no client and no worker
-//! can block the others.
+//! history and in the log file. It sleeps in epoll_wait and in no other call, so no client and no
+//! worker can block the others.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
 use std::time::Instant;
 
 use anyhow::Context;
 use chat::{ClientId, Event, Room};
 use common::report::{Failed, Log};
-use nix::poll::{PollFd, PollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use socket2::Socket;
 
 use crate::bus::{self, Received, ToHub};
@@ -25,12 +24,19 @@ use crate::log_file::LogFile;
 /// has to sleep.
 const DONTWAIT: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
+/// The key of the bus among the events. The link of client n has the key n ...
+const BUS: u64 = 0;
+/// ... and the socket of client n has the key n with this bit.
+const CONN: u64 = 1 << 63;
+
 /// The state of the hub.
 struct Hub {
     /// The whole chat, without sockets: members, history, limits, and what waits for each client.
     room: Room,
     /// A client has the same number in the room.
     clients: BTreeMap<ClientId, Client>,
+    /// Watches the bus, all links, and those sockets of clients that the hub has to wait for.
+    epoll: Epoll,
     /// The hub's end of the bus. End of file means that the parent stops the server or has died.
     bus: Socket,
     /// The link to the worker of the next client: the parent sends it just before the client.
@@ -44,35 +50,28 @@ struct Client {
     conn: Socket,
     /// The hub's end of the link to the worker. None: the worker has ended, or has to end.
     link: Option<Socket>,
-}
-
-/// A socket that poll watches.
-enum Ready {
-    /// The parent has sent a message, or has closed the bus.
-    Bus,
-    /// The worker of this client has sent a message, or has ended.
-    Link(ClientId),
-    /// The client has sent bytes, and no worker reads them.
-    Readable(ClientId),
-    /// The kernel takes bytes for the client again.
-    Writable(ClientId),
+    /// What epoll watches the socket for. Empty: epoll does not watch the socket.
+    interest: EpollFlags,
 }
 
 /// Serves all clients until the parent closes the bus and every session has ended.
 pub fn run(mut room: Room, bus: Socket, log: &Log) -> Result<(), Failed> {
     let mut log_file = LogFile::new(room.take_log(), log);
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1")?;
+    epoll.add(&bus, EpollEvent::new(EpollFlags::EPOLLIN, BUS)).context("epoll_ctl")?;
     let (clients, next_link) = (BTreeMap::new(), None);
-    let mut hub = Hub { room, clients, bus, next_link, log: log.clone() };
+    let mut hub = Hub { room, clients, epoll, bus, next_link, log: log.clone() };
+    let mut events = [EpollEvent::empty(); 64];
     while !hub.room.is_done() {
         let deadline = hub.room.deadline().into_iter().chain(log_file.deadline()).min();
-        let ready = hub.wait(deadline);
+        // EINTR: no event.
+        let n = hub.epoll.wait(&mut events, bus::timeout(deadline)).unwrap_or(0);
         let now = Instant::now();
-        for socket in ready {
-            match socket {
-                Ready::Bus => hub.read_bus(now).context("recvmsg")?,
-                Ready::Link(id) => hub.read_link(id, now),
-                Ready::Readable(id) => hub.discard(id, now),
-                Ready::Writable(id) => hub.write(id, now),
+        for event in events.iter().take(n) {
+            match event.data() {
+                BUS => hub.read_bus(now).context("recvmsg")?,
+                id if id < CONN => hub.read_link(id, now),
+                key => hub.serve(key - CONN, now),
             }
         }
         // Timeouts, and then each client that has to be written to because of all these events.
@@ -86,47 +85,19 @@ pub fn run(mut room: Room, bus: Socket, log: &Log) -> Result<(), Failed> {
 }
 
 impl Hub {
-    /// Sleeps until a socket is ready or the deadline has passed.
-    fn wait(&self, deadline: Option<Instant>) -> Vec<Ready> {
-        let (mut sockets, mut fds) = (Vec::new(), Vec::new());
-        let mut watch = |name, socket, events| {
-            sockets.push(name);
-            fds.push(PollFd::new(Socket::as_fd(socket), events));
-        };
-        // After end of file the bus would always be readable, and the loop would spin.
-        if !self.room.is_stopping() {
-            watch(Ready::Bus, &self.bus, PollFlags::POLLIN);
-        }
-        for (id, client) in &self.clients {
-            let Some(session) = self.room.session(*id) else { continue };
-            if let Some(link) = &client.link {
-                watch(Ready::Link(*id), link, PollFlags::POLLIN);
-            } else if session.is_closing() {
-                // No worker reads what the client still sends.
-                watch(Ready::Readable(*id), &client.conn, PollFlags::POLLIN);
-            }
-            if session.wants_write() {
-                // Only now: an idle socket is always writable.
-                watch(Ready::Writable(*id), &client.conn, PollFlags::POLLOUT);
-            }
-        }
-        bus::wait(&mut fds, deadline);
-        let mut is_ready = fds.iter().map(|fd| fd.any().unwrap_or(false));
-        sockets.retain(|_| is_ready.next().unwrap_or(false));
-        sockets
-    }
-
     /// Reads one message from the parent.
     fn read_bus(&mut self, now: Instant) -> io::Result<()> {
         match bus::receive(&self.bus)? {
             Received::Message(ToHub::Link, Some(link)) => self.next_link = Some(link.into()),
             Received::Message(ToHub::Client { id, address, has_worker }, Some(conn)) => {
-                let link = self.next_link.take();
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, id);
+                let link = self.next_link.take().filter(|link| self.epoll.add(link, event).is_ok());
                 if has_worker && link.is_none() {
                     // The link was lost. The worker has read end of file, and rejects the client.
                     return Ok(());
                 }
-                self.clients.insert(id, Client { conn: conn.into(), link });
+                let (conn, interest) = (conn.into(), EpollFlags::empty());
+                self.clients.insert(id, Client { conn, link, interest });
                 self.room.connect(id, address, now);
                 if !has_worker {
                     self.room.handle(id, Event::Full, now);
@@ -138,7 +109,11 @@ impl Hub {
                 self.next_link = None;
                 self.log.repeated("WARN", "recvmsg: MSG_CTRUNC: no free descriptor for a client");
             }
-            Received::EndOfFile => self.room.shut_down(now),
+            Received::EndOfFile => {
+                // From now on the bus is always readable: stop watching it, or the loop spins.
+                self.epoll.delete(&self.bus)?;
+                self.room.shut_down(now);
+            }
             Received::Nothing => {}
         }
         Ok(())
@@ -160,13 +135,17 @@ impl Hub {
         }
     }
 
-    /// Reads and discards what a client sends after its final message. A close with unread bytes
-    /// would send a RST, and the client could lose that message.
-    fn discard(&mut self, id: ClientId, now: Instant) {
+    /// The client's socket is ready for what the hub waits for.
+    fn serve(&mut self, id: ClientId, now: Instant) {
         let Some(client) = self.clients.get(&id) else { return };
-        let mut buffer = [MaybeUninit::uninit(); 4096];
-        let received = client.conn.recv_with_flags(&mut buffer, DONTWAIT);
-        self.room.received(id, &received, &[0; 4096], now);
+        if client.interest.contains(EpollFlags::EPOLLIN) {
+            // Discards what the client has sent after its final message. A close with unread bytes
+            // would send a RST, and the client could lose that message.
+            let mut buffer = [MaybeUninit::uninit(); 4096];
+            let received = client.conn.recv_with_flags(&mut buffer, DONTWAIT);
+            self.room.received(id, &received, &[0; 4096], now);
+        }
+        self.write(id, now);
     }
 
     /// Sends what is waiting for a client. After its final message, ends the connection.
@@ -185,11 +164,36 @@ impl Hub {
             let _ = client.conn.shutdown(Shutdown::Write);
             client.link = None;
         }
+        let mut interest = EpollFlags::empty();
+        // An idle socket is always writable: wait for that only while bytes are waiting.
+        interest.set(EpollFlags::EPOLLOUT, session.wants_write());
+        // Without a worker, the hub reads what the client sends.
+        interest.set(EpollFlags::EPOLLIN, session.is_closing() && client.link.is_none());
+        if let Err(e) = client.watch(&self.epoll, interest, id) {
+            self.log.repeated("WARN", &format!("epoll_ctl: {e}"));
+            session.fail();
+        }
         if session.is_over() {
-            // Also ends a read of the worker.
+            // Without this call epoll would watch the socket until the worker closes its copy too.
+            let _ = client.watch(&self.epoll, EpollFlags::empty(), id);
             let _ = client.conn.shutdown(Shutdown::Both);
             self.clients.remove(&id);
             self.room.remove(id, now);
         }
+    }
+}
+
+impl Client {
+    /// Makes epoll watch the client's socket for this.
+    fn watch(&mut self, epoll: &Epoll, interest: EpollFlags, id: ClientId) -> nix::Result<()> {
+        let mut event = EpollEvent::new(interest, id | CONN);
+        match (self.interest.is_empty(), interest.is_empty()) {
+            _ if interest == self.interest => return Ok(()),
+            (true, _) => epoll.add(&self.conn, event)?,
+            (_, true) => epoll.delete(&self.conn)?,
+            _ => epoll.modify(&self.conn, &mut event)?,
+        }
+        self.interest = interest;
+        Ok(())
     }
 }
