@@ -221,9 +221,16 @@ impl Room {
         self.is_stopping && self.clients.is_empty()
     }
 
-    /// Takes an event of a client. After the client's final message events have no effect.
+    /// Takes an event of a client. After the client's final message only [`Event::Lost`] has an effect.
     pub fn handle(&mut self, id: ClientId, event: Event, now: Instant) {
-        let Some(client) = self.clients.get(&id).filter(|client| !client.session.is_closing()) else { return };
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        if client.session.is_closing() {
+            if event == Event::Lost {
+                client.session.fail();
+                self.updates.change(id, client);
+            }
+            return;
+        }
         match (event, client.nick.is_some()) {
             (Event::Line(text), true) => self.command(id, &text, now),
             (Event::Line(text), false) => self.first_line(id, &text, now),

@@ -310,6 +310,16 @@ fn error_of_any_call_ends_the_session() {
 }
 
 #[test]
+fn error_after_the_final_message_ends_the_session_at_once() {
+    let mut room = Bench::with(&["bob"]);
+    room.send(1, b"/quit\n");
+    assert!(room.closed.contains(&1) && !room.room.session(1).unwrap().is_over(), "the client has not closed yet");
+    room.room.received(1, &Err(io::Error::from_raw_os_error(libc::ECONNRESET)), &[], room.now);
+    assert!(room.room.session(1).unwrap().is_over());
+    assert_eq!(room.room.next_changed(), Some(1));
+}
+
+#[test]
 fn full_kernel_buffer_is_not_an_error() {
     let mut room = Bench::with(&["bob", "alice"]);
     room.room.received(1, &Ok(3), b"hi\n", room.now);
