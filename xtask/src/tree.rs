@@ -176,3 +176,53 @@ fn walk(root: &Path, folder: &Path, found: &mut Vec<String>) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A tree with one package `x`, which has one program, and with these files.
+    pub fn tree(kind: Kind, files: &[(&str, &str)]) -> Tree {
+        let package = Package {
+            name: "x".into(),
+            folder: "x".into(),
+            kind,
+            programs: vec![Program { name: "x".into(), path: "x/src/main.rs".into() }],
+            ..Package::default()
+        };
+        let rust = files.iter().filter(|(path, _)| path.ends_with(".rs"));
+        Tree {
+            packages: vec![package],
+            examples: Vec::new(),
+            texts: files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect(),
+            sources: rust.map(|(path, text)| Source::parse(path, text).unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn second_program_of_an_example_is_a_lesson_and_naive_twin_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("Cargo.toml", "[workspace]\nmembers = [\"server02b-epoll\", \"misc/y\"]\n");
+        let head = "version = \"0.1.0\"\nedition = \"2024\"\ndescription = \"what\"\n[package.metadata.example]\n\
+            family = \"byte service\"\nworker = \"one\"\noverload = \"queue\"\nslots = 1\nsyscalls = []\n\
+            chapter = \"c\"\nvariants = []\n";
+        write("server02b-epoll/Cargo.toml", &format!("[package]\nname = \"server02b-epoll\"\n{head}"));
+        write("misc/y/Cargo.toml", "[package]\nname = \"y\"\nversion = \"0.1.0\"\nedition = \"2024\"\n");
+        for path in ["src/main.rs", "src/bin/server02b-edge.rs", "src/bin/naive-loop.rs"] {
+            write(&format!("server02b-epoll/{path}"), "fn main() {}\n");
+        }
+        write("misc/y/src/main.rs", "fn main() {}\n");
+        write("target/debug/build/x.rs", "no Rust");
+        let tree = Tree::read(root.path()).unwrap();
+        let mut lessons: Vec<&str> = tree.lessons().map(|(_, program)| program.name.as_str()).collect();
+        lessons.sort_unstable();
+        assert_eq!(lessons, ["server02b-edge", "server02b-epoll"]);
+        assert_eq!(tree.package("y").map(|package| package.kind), Some(Kind::Lesson));
+        assert_eq!(tree.main_of("server02b-edge").unwrap().path, "server02b-epoll/src/bin/server02b-edge.rs");
+    }
+}

@@ -97,6 +97,8 @@ fn over(path: &str, line: usize, value: usize, limit: usize, what: &str) -> Opti
 mod tests {
     use super::*;
     use crate::sizes::Diff;
+    use crate::tree::Kind;
+    use crate::tree::tests::tree;
 
     fn of_functions(text: &str) -> usize {
         let source = Source::parse("x.rs", text).unwrap();
@@ -153,5 +155,14 @@ mod tests {
         assert_eq!(check_crate(&size(Some(301))).len(), 1, "the file");
         assert_eq!(check_crate(&size(Some(300))).len(), 2, "the file and the crate");
         assert_eq!(check_crate(&size(None)).len(), 2, "the file and the missing limit");
+    }
+
+    #[test]
+    fn line_over_100_columns_is_a_breach_in_an_example_and_its_tests() {
+        let wide = format!("// {}\n", "a".repeat(98));
+        let files = [("x/src/main.rs", "// a\n"), ("x/tests/y.rs", wide.as_str())];
+        assert_eq!(line_width(&tree(Kind::Lesson, &files)).len(), 1);
+        assert_eq!(line_width(&tree(Kind::Crate, &files)), []);
+        assert_eq!(line_width(&tree(Kind::Server, &[("x/src/main.rs", &wide.replacen("a", "", 1))])), []);
     }
 }

@@ -33,10 +33,9 @@ fn seam_of(source: &Source, library: &str, refused: &str) -> Vec<Breach> {
         let last = last(name);
         is_in(refused, last) || last.starts_with("epoll_") || last.starts_with("io_uring_")
     };
-    let calls = source.calls().into_iter().filter(|(name, _)| is_refused(name));
-    calls
-        .map(|(name, line)| Breach::new(&source.path, line, format!("{name} belongs in an example, not in {library}")))
-        .collect()
+    let breach =
+        |(name, line)| Breach::new(&source.path, line, format!("{name} belongs in an example, not in {library}"));
+    source.calls().into_iter().filter(|(name, _)| is_refused(name)).map(breach).collect()
 }
 
 fn is_in(words: &str, name: &str) -> bool {

@@ -69,7 +69,11 @@ fn order(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use testkit::catalogue::{self, SlowReader};
+
     use super::*;
+    use crate::tree::Kind;
+    use crate::tree::tests::tree;
 
     const GOOD: &str = "//! Title.\n//!\n//! Run: a\n//! Try: b\n//! Prev: none\n//! Next: none\n//! Diff base: x\n//! Overload: queue\n\nuse a;\n";
 
@@ -80,5 +84,37 @@ mod tests {
             assert!(order(bad).is_some(), "{bad}");
         }
         assert_eq!((value(GOOD, "Diff base").as_deref(), value(GOOD, "Prev")), (Some("x"), None));
+    }
+
+    fn breaches(header: &str, overload: Overload, slow_reader: Option<SlowReader>) -> usize {
+        let mut tree = tree(Kind::Chat, &[("x/src/main.rs", header)]);
+        let table = catalogue::Table {
+            family: "chat".into(),
+            worker: "one process".into(),
+            overload,
+            slots: 1,
+            slots_flag: None,
+            slow_reader,
+            syscalls: Vec::new(),
+            chapter: "x".into(),
+            variants: Vec::new(),
+        };
+        tree.examples.push(Example { name: "x".into(), description: String::new(), dir: "x".into(), table });
+        keys(&tree).len()
+    }
+
+    #[test]
+    fn header_that_differs_from_the_manifest_is_a_breach() {
+        let header = GOOD.replace("queue", "queue\n//! Slow reader: kick");
+        assert_eq!(breaches(&header, Overload::Queue, Some(SlowReader::Kick)), 0);
+        assert_eq!(breaches(&header, Overload::Refuse, Some(SlowReader::Kick)), 1);
+        assert_eq!(breaches(&header, Overload::Queue, Some(SlowReader::Drop)), 1);
+        assert_eq!(breaches(&header, Overload::Queue, None), 1, "a chat without slow-reader");
+    }
+
+    #[test]
+    fn key_with_an_unknown_example_is_a_breach() {
+        let header = GOOD.replace("queue", "queue\n//! Slow reader: kick").replace("Prev: none", "Prev: nobody");
+        assert_eq!(breaches(&header, Overload::Queue, Some(SlowReader::Kick)), 1);
     }
 }

@@ -108,6 +108,8 @@ fn manifest(path: &str, text: &str) -> Vec<Breach> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::Kind;
+    use crate::tree::tests::tree;
 
     fn readme(observe: &str) -> String {
         let text = |title| if title == "Observe" { observe } else { "" };
@@ -153,5 +155,20 @@ mod tests {
         ] {
             assert_eq!(manifest("x", &format!("{good}{bad}\n")).len(), 1, "{bad}");
         }
+    }
+
+    #[test]
+    fn missing_readme_and_missing_conformance_test_are_breaches() {
+        assert_eq!(sections(&tree(Kind::Server, &[])).len(), 2);
+        let files = [("x/README.md", readme("```\n```")), ("x/tests/conformance.rs", String::new())];
+        let files = files.each_ref().map(|(path, text)| (*path, text.as_str()));
+        assert_eq!(sections(&tree(Kind::Server, &files)), []);
+    }
+
+    #[test]
+    fn old_table_of_examples_is_a_breach() {
+        let current = format!("<!-- examples -->\n{}<!-- /examples -->\n", table::render(&[]));
+        assert_eq!(super::table(&tree(Kind::Server, &[("README.md", &current)])), []);
+        assert_eq!(super::table(&tree(Kind::Server, &[("README.md", &current.replace("Technique", "x"))])).len(), 1);
     }
 }

@@ -64,6 +64,8 @@ pub fn guide(tree: &Tree) -> Vec<Breach> {
 mod tests {
     use super::*;
     use crate::guide::{Row, render_truths};
+    use crate::tree::Kind;
+    use crate::tree::tests::tree;
 
     #[test]
     fn table_that_differs_from_the_tests_is_a_breach() {
@@ -92,5 +94,13 @@ mod tests {
     fn truth_in_another_file_is_a_breach() {
         assert_eq!(elsewhere("x/tests/y.rs", "#[test] fn truth_a_one() {}").len(), 1);
         assert_eq!(elsewhere("x/tests/y.rs", "#[test] fn a_one() {}"), []);
+    }
+
+    #[test]
+    fn old_list_of_crates_is_a_breach() {
+        let lists = |text: &str| super::guide(&tree(Kind::Lesson, &[(guide::GUIDE, text)])).len();
+        let current = guide::render_guide(&tree(Kind::Lesson, &[]));
+        assert_eq!(lists(&format!("<!-- guide -->\n{current}<!-- /guide -->\n")), 0);
+        assert_eq!(lists("<!-- guide -->\nold\n<!-- /guide -->\n"), 1);
     }
 }

@@ -15,9 +15,13 @@ pub fn calls(tokens: TokenStream) -> Vec<(String, usize)> {
 
 fn scan(tokens: TokenStream, found: &mut Vec<(String, usize)>) {
     let mut parts: Vec<String> = Vec::new();
-    let (mut joined, mut defines) = (false, false);
+    let (mut joined, mut defines, mut generics) = (false, false, 0);
     for token in tokens {
         match token {
+            // The types between `::<` and `>` belong to the name in front of them.
+            TokenTree::Punct(punct) if punct.as_char() == '<' && (joined || generics > 0) => generics += 1,
+            TokenTree::Punct(punct) if punct.as_char() == '>' && generics > 0 => generics -= 1,
+            _ if generics > 0 => joined = false,
             TokenTree::Ident(name) => {
                 defines = parts.last().is_some_and(|last| last == "fn");
                 if !joined {
@@ -62,6 +66,7 @@ mod tests {
             names("fn f(a: B) { nix::libc::shutdown(a.load(x)); panic!(); }"),
             ["libc::shutdown", "load", "panic!"]
         );
+        assert_eq!(names("a::b::<C<D>>(e); F::<G>::h(i)"), ["a::b", "F::h"]);
         assert_eq!(names("fn f() { if (a) {} while (b) {} let s = \"g(1)\"; } // h(1)"), Vec::<String>::new());
     }
 
