@@ -78,6 +78,7 @@ fn main() -> Result<(), Failed> {
 fn child(listener: Socket, mut conn: Socket, peer: &SockAddr, server: &Server) -> ! {
     // The child does not accept. With an open copy of the listener it would keep the port in use.
     drop(listener);
+    // From now on the kernel kills this child when its parent dies.
     begin_child();
     server.serve(&mut conn, peer);
     // SAFETY: _exit ends only this process. exit would also run what the parent has registered

@@ -72,8 +72,8 @@ fn main() -> Result<(), Failed> {
             fds.push(PollFd::new(listener.as_fd(), PollFlags::POLLIN));
         }
         pool.sleep(&mut fds);
-        // Each byte comes from one free worker. The limit corrects the count when a free worker
-        // has been killed and its replacement is free.
+        // Each byte comes from one free worker. A free worker that was killed is still counted
+        // when its replacement writes a byte, so the size of the pool limits the count.
         while matches!((&parent_end).read(&mut [0]), Ok(1)) {
             free_workers = pool.workers().count().min(free_workers + 1);
         }
