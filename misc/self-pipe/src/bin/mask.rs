@@ -1,4 +1,4 @@
-//! `Command` keeps the blocked mask: a child of a signalfd server cannot be ended with SIGTERM, unless it is told.
+//! `Command` keeps the signal mask: SIGTERM does not end a child of a server that uses signalfd.
 //!
 //! Run: cargo run -p self-pipe --bin mask
 //! Try: cargo run -p self-pipe --bin mask -- --clear
@@ -12,10 +12,10 @@ use clap::Parser;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use self_pipe::{end, say};
 
-/// What a child made by Command inherits of the signal mask
+/// Which signal mask a child of Command inherits
 #[derive(Parser)]
 struct Args {
-    /// The cure: clear the mask in the child, between fork and exec
+    /// The fix: clear the mask in the child, between fork and exec
     #[arg(long)]
     clear: bool,
     /// The child: print the mask
@@ -31,13 +31,17 @@ fn run(args: &Args) -> Result<()> {
     if args.child {
         return print("child ");
     }
-    // As a server does that reads its signals from a signalfd.
-    SigSet::from_iter([Signal::SIGUSR1, Signal::SIGTERM]).thread_set_mask().context("sigprocmask")?;
+    // A server that reads its signals from a signalfd blocks them.
+    SigSet::from_iter([Signal::SIGUSR1, Signal::SIGTERM])
+        .thread_set_mask()
+        .context("sigprocmask")?;
     print("parent")?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("--child");
     if args.clear {
-        let clear = || sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(Into::into);
+        let clear = || {
+            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(Into::into)
+        };
         // SAFETY: the closure makes one async-signal-safe call.
         unsafe { command.pre_exec(clear) };
     }
@@ -48,9 +52,11 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn print(who: &str) -> Result<()> {
+/// Prints the mask of this process.
+fn print(process: &str) -> Result<()> {
     let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or_default().trim();
-    say(format_args!("{who} SigBlk {mask}"));
+    let mask =
+        status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or_default().trim();
+    say(format_args!("{process} SigBlk {mask}"));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! pidfd: one descriptor per child, readable when that child ends; no SIGCHLD to count, lose or wait for.
+//! pidfd: one descriptor per child, readable when the child has ended. No SIGCHLD is needed.
 //!
 //! Run: cargo run -p self-pipe --bin pidfd
 //! Try: cargo run -p self-pipe --bin reap -- --once
@@ -13,15 +13,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{ForkResult, Pid, fork};
-use self_pipe::{Experiment, answer, end, on_signal, say, silent_client};
+use self_pipe::{Experiment, end, on_signal, result_text, say, silent_client};
 
-/// One descriptor per child, readable when the child ends
+/// One descriptor per child, readable when the child has ended
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
     experiment: Experiment,
-    /// Children; the n-th exits with status n
-    #[arg(short = 'n', long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
+    /// Number of children; they exit with status 0, 1, 2 ...
+    #[arg(short = 'n', long, default_value_t = 3, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=100))]
     children: u8,
 }
 
@@ -30,20 +31,20 @@ fn main() -> ExitCode {
 }
 
 fn wait(args: &Args) -> Result<()> {
-    // The alarm of the experiment has no part here: the children are the event.
+    // The SIGALRM of the experiment is ignored here: the event is the end of a child.
     on_signal(nix::sys::signal::Signal::SIGALRM, nothing)?;
     let (client, _other_end) = silent_client()?;
     let mut pidfds = Vec::new();
     for status in 0..args.children {
-        // SAFETY: this process has one thread, so the child may do whatever the parent may.
+        // SAFETY: this process has one thread, so the child may call any function.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => child(status),
-            // A child that is not reaped keeps its pid: the number cannot be a stranger's yet.
+            // The pid cannot belong to another process yet, because the child is not reaped.
             Ok(ForkResult::Parent { child }) => pidfds.push(pidfd_open(child)?),
             Err(e) => return Err(e).context("fork"),
         }
     }
-    // All of them end in the window. Nothing is lost: a pidfd stays readable.
+    // All children end in the window. Nothing is lost: a pidfd stays readable.
     args.experiment.window()?;
     let mut statuses = Vec::new();
     while !pidfds.is_empty() {
@@ -60,33 +61,34 @@ fn wait(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The places of the pidfds whose children have ended; none at the timeout.
+/// The positions of the pidfds whose children have ended. Empty: timeout.
 fn poll_once(pidfds: &[OwnedFd], client: &OwnedFd, experiment: &Experiment) -> Result<Vec<usize>> {
     let fds = pidfds.iter().chain([client]);
     let mut fds: Vec<PollFd> = fds.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
-    let timeout = PollTimeout::try_from(experiment.timeout().as_millis() as u64).unwrap_or(PollTimeout::MAX);
+    let timeout = PollTimeout::try_from(experiment.timeout()).unwrap_or(PollTimeout::MAX);
     let began = Instant::now();
     let result = poll(&mut fds, timeout);
-    experiment.report("poll", answer(result), began, format_args!("{} pidfds watched", pidfds.len()));
+    let watched = format!("{} pidfds watched", pidfds.len());
+    experiment.report("poll", result_text(result), began, watched);
     result.context("poll")?;
     let children = fds.iter().take(pidfds.len()).enumerate();
     Ok(children.filter(|(_, fd)| fd.any() == Some(true)).map(|(index, _)| index).collect())
 }
 
 fn child(status: u8) -> ! {
-    // SAFETY: _exit, not exit: nothing of the parent's runs at the child's end.
+    // SAFETY: _exit, because exit would run the parent's atexit functions.
     unsafe { libc::_exit(i32::from(status)) }
 }
 
 fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
-    // SAFETY: makes a descriptor; the kernel sets close-on-exec on it.
+    // SAFETY: makes a descriptor, with close-on-exec.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
     let fd = Errno::result(fd).context("pidfd_open (Linux 5.3)")?;
-    // SAFETY: the kernel has just made it, and nobody else has it.
+    // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// The child behind this descriptor, and no other one.
+/// Reaps the child of this descriptor and no other.
 fn reap(pidfd: &OwnedFd) -> Result<i32> {
     match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED).context("waitid")? {
         WaitStatus::Exited(_, status) => Ok(status),

@@ -1,4 +1,4 @@
-//! The race: the flag is looked at, the signal comes, and select sleeps although it has come.
+//! The race: the flag is checked, then the signal arrives, and select sleeps its whole timeout.
 //!
 //! Run: cargo run -p self-pipe --bin race
 //! Try: cargo run -p self-pipe --bin fixed
@@ -13,9 +13,9 @@ use clap::Parser;
 use nix::sys::select::{FdSet, select};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeVal;
-use self_pipe::{Experiment, answer, end, on_signal, silent_client};
+use self_pipe::{Experiment, end, on_signal, result_text, silent_client};
 
-/// The race between a look at a flag and the sleep in select
+/// The race between the check of a flag and the sleep in select
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
@@ -34,17 +34,24 @@ fn wait(experiment: &Experiment) -> Result<()> {
     if CAUGHT.load(SeqCst) {
         return Ok(());
     }
-    // Here the signal is handled: select knows nothing of it, and the look is over.
+    // The signal is handled here, after the check. select does not know about it.
     experiment.window()?;
     let mut readable = FdSet::new();
     readable.insert(client.as_fd());
-    let mut timeout = TimeVal::new(experiment.timeout().as_secs() as i64, experiment.timeout().subsec_micros().into());
+    let timeout = experiment.timeout();
+    let mut timeout = TimeVal::new(timeout.as_secs() as i64, timeout.subsec_micros().into());
     let began = Instant::now();
     let result = select(None, &mut readable, None, None, &mut timeout);
-    experiment.report("select", answer(result), began, format_args!("the flag: {}", CAUGHT.load(SeqCst)));
+    experiment.report(
+        "select",
+        result_text(result),
+        began,
+        format_args!("the flag: {}", CAUGHT.load(SeqCst)),
+    );
     Ok(())
 }
 
+/// A flag is not enough: see `fixed`.
 extern "C" fn note(_: libc::c_int) {
     CAUGHT.store(true, SeqCst);
 }

@@ -1,4 +1,4 @@
-//! SIGCHLD coalesces: children that end together send one, so a reaper waits in a loop.
+//! SIGCHLD coalesces: several children that end together cause one signal, so reap in a loop.
 //!
 //! Run: cargo run -p self-pipe --bin reap -- --once
 //! Try: cargo run -p self-pipe --bin reap
@@ -14,11 +14,12 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use self_pipe::{end, on_signal, say};
 
-/// Children that end together send one SIGCHLD
+/// Children that end together cause one SIGCHLD
 #[derive(Parser)]
 struct Args {
-    /// Children that end while SIGCHLD is blocked
-    #[arg(short = 'n', long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
+    /// Number of children that end while SIGCHLD is blocked
+    #[arg(short = 'n', long, default_value_t = 5, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u8).range(1..=100))]
     children: u8,
     /// The bug: one waitpid per signal
     #[arg(long)]
@@ -40,7 +41,7 @@ fn wait(args: &Args) -> Result<()> {
     sigchld.thread_block().context("sigprocmask")?;
     let mut children = Vec::new();
     for _ in 0..args.children {
-        // SAFETY: this process has one thread, so the child may do whatever the parent may.
+        // SAFETY: this process has one thread, so the child may call any function.
         match unsafe { fork() } {
             Ok(ForkResult::Child) => child(),
             Ok(ForkResult::Parent { child }) => children.push(child),
@@ -51,22 +52,22 @@ fn wait(args: &Args) -> Result<()> {
         wait_unreaped(*child)?;
     }
     say(format_args!("{} children have ended while SIGCHLD was blocked", children.len()));
-    // The handler runs before this returns.
+    // The handler runs before this call returns.
     sigchld.thread_unblock().context("sigprocmask")?;
     let zombies = children.iter().filter(|child| is_zombie(**child)).count();
     let (signals, reaped) = (SIGNALS.load(SeqCst), REAPED.load(SeqCst));
     say(format_args!("{signals} SIGCHLD, {reaped} reaped, {zombies} zombies"));
-    // The program's own end: whatever the bug left is reaped here.
+    // Reaps the zombies that the bug has left.
     while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok() {}
     Ok(())
 }
 
 fn child() -> ! {
-    // SAFETY: _exit, not exit: nothing of the parent's runs at the child's end.
+    // SAFETY: _exit, because exit would run the parent's atexit functions.
     unsafe { libc::_exit(0) }
 }
 
-/// Until the child has ended; WNOWAIT leaves it a zombie.
+/// Waits until the child has ended. WNOWAIT keeps it as a zombie.
 fn wait_unreaped(child: Pid) -> Result<()> {
     waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).context("waitid")?;
     Ok(())
@@ -77,7 +78,7 @@ fn is_zombie(child: Pid) -> bool {
     matches!(waitid(Id::Pid(child), flags), Ok(WaitStatus::Exited(..)))
 }
 
-/// A loop: until no child is left, or (0) none that has ended.
+/// Loops until waitpid returns 0 (no child has ended) or fails (no child is left).
 extern "C" fn reap_children(_: libc::c_int) {
     let errno = Errno::last_raw();
     SIGNALS.fetch_add(1, SeqCst);
