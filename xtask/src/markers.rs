@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// The text between the comments, with what stands before and after it.
+/// The text before, between and after the comments.
 fn parts<'t>(text: &'t str, name: &str) -> Option<[&'t str; 3]> {
     let (start, end) = (format!("<!-- {name} -->\n"), format!("<!-- /{name} -->"));
     let first = text.find(&start)? + start.len();

@@ -76,7 +76,7 @@ fn child_arm_of(sources: &[&Source]) -> Vec<Breach> {
 
 struct Arms<'s> {
     never: &'s [String],
-    /// Lines of the forks that are matched on.
+    /// Lines of the forks whose result a `match` takes.
     matched: Vec<usize>,
     /// Lines of wrong arms.
     bad: Vec<usize>,
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_child_never_returns() {
+    fn child_arm_that_can_return_is_a_breach() {
         let with = |arm: &str, kind: &str| {
             parse(&format!(
                 "fn main() {{ match unsafe {{ fork() }} {{ Ok(ForkResult::Child) => {arm}, _ => {{}} }} }} fn child() {kind} {{ loop {{}} }}"
@@ -171,11 +171,11 @@ mod tests {
         assert_eq!(breaches(with("serve()?", "-> !")), 1);
         assert_eq!(breaches(with("return child()", "-> !")), 1);
         let (main, other) = (with("life::child()", ""), parse("pub fn child() -> ! { loop {} }"));
-        assert_eq!(child_arm_of(&[&main, &other]).len(), 0, "it may be in another file of the example");
+        assert_eq!(child_arm_of(&[&main, &other]).len(), 0, "the function may be in another file of the example");
     }
 
     #[test]
-    fn fork_is_always_matched_on() {
+    fn fork_outside_a_match_is_a_breach() {
         for bad in [
             "fn f() { if let Ok(ForkResult::Child) = unsafe { fork() } { child() } }",
             "fn f() { let pid = unsafe { libc::fork() }; }",
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_makes_safe_calls_only() {
+    fn unsafe_call_in_a_signal_handler_is_a_breach() {
         let handler = |body: &str| parse(&format!("extern \"C\" fn stop(_: c_int) {{ {body} }}"));
         assert!(handlers_of(&handler("unsafe { libc::shutdown(FD.load(SeqCst), 1) };")).is_empty());
         for bad in ["println!(\"x\");", "log.info(x);", "let s = format!(\"x\");", "Vec::with_capacity(1);"] {

@@ -1,7 +1,7 @@
 //! The files of a library or tool use each other in one direction only.
 //!
-//! A file uses another one if its code names something in it by a path of modules. A `mod` declaration is no use, and a
-//! `pub use` is none: the path is followed to the file that has the name.
+//! A file uses another one if its code names something in it by a path of modules. A `mod` declaration is
+//! not a use. A `pub use` is not a use either: the rule follows its path to the file that defines the name.
 
 use std::collections::BTreeMap;
 

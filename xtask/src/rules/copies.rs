@@ -2,7 +2,7 @@
 //!
 //! The event loops of the servers repeat [`COPIES`], which consist of the calls that the lesson is about. The rule compares
 //! them byte for byte, comments included. `accept` is compared with every `accept` of the same signature. `read_and_write`
-//! is compared with every other one; only the signature may differ, because mio has a socket type of its own.
+//! is compared with every other one, without the signature: mio has a socket type of its own.
 
 use std::collections::BTreeMap;
 

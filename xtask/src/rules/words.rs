@@ -46,8 +46,8 @@ fn list(section: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
     lines.filter_map(|line| line.split_once(" = "))
 }
 
-/// Words between single spaces: `max_conns` and `MaxConns` are two words each. Other punctuation becomes a dot, because
-/// an entry of several words does not go on behind it.
+/// Words between single spaces: `max_conns` and `MaxConns` are two words each. Other punctuation becomes a dot, so
+/// an entry of several words does not match across it.
 fn split(line: &str) -> String {
     let mut words = String::from(" ");
     let mut before = ' ';

@@ -24,13 +24,13 @@ fn mark(tokens: TokenStream, texts: &[&str], lines: &mut [Line]) {
         let (start, end) = (token.span().start(), token.span().end());
         let line = texts.get(start.line - 1).into_iter();
         let text: String = line.flat_map(|line| line.chars().skip(start.column)).take(2).collect();
-        // The tokens of a doc comment lie where the comment lies: they are no code.
+        // The tokens of a doc comment have the position of the comment. They are not code.
         if text == "//" || text == "/*" {
             continue;
         }
         let mut mark_lines = |first: usize, last: usize| {
             let inside = lines.iter_mut().take(last).skip(first - 1);
-            // A string may have blank lines.
+            // A string may have blank lines. They stay blank.
             inside.filter(|line| **line != Line::Blank).for_each(|line| *line = Line::Code);
         };
         match token {
