@@ -1,4 +1,4 @@
-//! The log: a file without a name, opened anew by whoever wants it, and judged line by line.
+//! The log: a file without a name. Each process opens it again. Afterwards every line is checked.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The kernel lacks what the lesson needs.
+/// The kernel does not have what the program needs.
 #[derive(Debug)]
 pub struct Unavailable(pub &'static str);
 
@@ -25,21 +25,26 @@ pub struct Log {
     path: PathBuf,
 }
 
-/// What became of the lines.
-pub struct Verdict {
-    pub whole: u64,
-    /// Lost, or torn by another writer's bytes.
+/// The state of the lines after a run.
+pub struct Count {
+    pub complete: u64,
+    /// Lost, or mixed with bytes of another writer.
     pub broken: u64,
+    /// Bytes.
     pub missing: u64,
 }
 
 impl Log {
-    /// A file without a name leaves nothing behind, however this ends; /proc opens it again all the same.
+    /// Makes a file without a name: the kernel removes it when the program ends. /proc/self/fd
+    /// opens it again.
     pub fn new(keep: Option<&Path>) -> Result<Log> {
         if let Some(path) = keep {
-            // Never over a file that is there.
+            // Never overwrites an existing file.
             let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
-            return Ok(Log { file: file.with_context(|| path.display().to_string())?, path: path.into() });
+            return Ok(Log {
+                file: file.with_context(|| path.display().to_string())?,
+                path: path.into(),
+            });
         }
         let file = tempfile::tempfile().context("temporary file")?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -49,21 +54,23 @@ impl Log {
         Ok(Log { file, path })
     }
 
-    /// A new open file: a new offset, and another owner of locks.
+    /// A new open file description: its own offset and its own locks.
     pub fn open(&self) -> io::Result<File> {
         OpenOptions::new().read(true).append(true).open(&self.path)
     }
 
+    /// The same without O_APPEND.
     pub fn open_without_append(&self) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).open(&self.path)
     }
 
+    /// Truncates the file.
     pub fn empty(&self) -> Result<()> {
         self.file.set_len(0).context("ftruncate")
     }
 
-    /// Counts the lines that are exactly what a writer wrote, each of them once.
-    pub fn judge(&self, writers: u32, lines: u32, size: usize) -> Result<Verdict> {
+    /// Counts the lines that are exactly as a writer wrote them.
+    pub fn count(&self, writers: u32, lines: u32, size: usize) -> Result<Count> {
         let expected = u64::from(writers) * u64::from(lines);
         let mut seen = vec![false; expected as usize];
         let mut reader = BufReader::new(OpenOptions::new().read(true).open(&self.path)?);
@@ -79,13 +86,15 @@ impl Log {
             }
             text.clear();
         }
-        let whole = seen.iter().filter(|seen| **seen).count() as u64;
+        let complete = seen.iter().filter(|seen| **seen).count() as u64;
         let length = self.file.metadata().context("fstat")?.len();
-        Ok(Verdict { whole, broken: expected - whole, missing: (expected * size as u64).saturating_sub(length) })
+        let missing = (expected * size as u64).saturating_sub(length);
+        Ok(Count { complete, broken: expected - complete, missing })
     }
 }
 
-/// `w3 l17 dddd...`, and a line feed: which writer's, which one, and a letter that shows whose bytes are whose.
+/// `w3 l17 dddd...` and a newline: the writer, the number of the line, and the letter of the
+/// writer.
 pub fn line(writer: u32, number: u32, size: usize) -> Vec<u8> {
     let mut text = format!("w{writer} l{number} ").into_bytes();
     let letter = b'a' + (writer % 26) as u8;
@@ -94,6 +103,7 @@ pub fn line(writer: u32, number: u32, size: usize) -> Vec<u8> {
     text
 }
 
+/// The writer and the number of a line.
 fn numbers(text: &[u8]) -> Option<(u32, u32)> {
     let text = std::str::from_utf8(text).ok()?;
     let mut words = text.split(' ');

@@ -1,4 +1,4 @@
-//! What a writer does for one line: the lesson's nine ways.
+//! Nine ways to write one line.
 
 use std::fmt;
 use std::fs::File;
@@ -11,7 +11,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Whence, getppid, lseek, read};
 
-use crate::locks::{flock, ofd_lock, posix_lock};
+use crate::locks::{Lock, flock, ofd_lock, posix_lock};
 use crate::log::{Log, line};
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -33,23 +33,24 @@ impl Mode {
             Mode::Seek => "lseek to the end, write",
             Mode::Append => "O_APPEND: one write",
             Mode::AppendTwice => "O_APPEND: two writes",
-            Mode::Flock => "flock, two writes, unlock",
-            Mode::FlockInherited => "the same on one open file for all",
-            Mode::Ofd => "F_OFD_SETLKW, two writes, unlock",
-            Mode::OfdOtherClosed => "F_OFD_SETLKW, open+close, two writes, unlock",
-            Mode::Posix => "F_SETLKW, two writes, unlock",
-            Mode::PosixOtherClosed => "F_SETLKW, open+close, two writes, unlock",
+            Mode::Flock => "flock, two writes",
+            Mode::FlockInherited => "flock on an inherited descriptor",
+            Mode::Ofd => "F_OFD_SETLKW, two writes",
+            Mode::OfdOtherClosed => "F_OFD_SETLKW, close, two writes",
+            Mode::Posix => "F_SETLKW, two writes",
+            Mode::PosixOtherClosed => "F_SETLKW, close, two writes",
         }
     }
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default().as_str())
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
     }
 }
 
-/// What one writer has to do.
+/// The work of one writer.
 pub struct Job {
     pub number: u32,
     pub lines: u32,
@@ -58,76 +59,70 @@ pub struct Job {
     pub parent: Pid,
 }
 
-/// A writer's whole life. `!`: it never returns into the parent's loop.
+/// The whole life of a writer. `!`: it never returns into the parent's loop.
 pub fn writer(job: &Job, log: &Log, shared: &File, wait: &OwnedFd, gate: OwnedFd) -> ! {
     let _ = set_pdeathsig(Signal::SIGKILL);
     drop(gate);
-    // End of file when the parent has closed the gate, or has died.
+    // End of file: the parent has closed the gate or has ended.
     let _ = read(wait, &mut [0]);
     let outcome = if getppid() == job.parent { write_lines(job, log, shared) } else { Ok(()) };
     if let Err(e) = &outcome {
-        // One write, here too: the others may have the same to say.
+        // One write, because the other writers may fail too.
         let text = format!("log-race: writer {}: {e}\n", job.number);
         let _ = io::stderr().write_all(text.as_bytes());
     }
-    // SAFETY: _exit, not exit: nothing of the parent's runs at the child's end.
+    // SAFETY: _exit, because exit would run the parent's atexit functions.
     unsafe { libc::_exit(i32::from(outcome.is_err())) }
 }
 
 fn write_lines(job: &Job, log: &Log, shared: &File) -> io::Result<()> {
-    // An open file of its own, with an offset and locks of its own: not a copy of one that was opened before the fork.
-    let own = if job.mode == Mode::Seek { log.open_without_append()? } else { log.open()? };
+    // Opened after the fork: a new open file description with its own offset and its own locks.
+    let own = match job.mode {
+        Mode::Seek => log.open_without_append()?,
+        _ => log.open()?,
+    };
     for number in 0..job.lines {
         let line = line(job.number, number, job.size);
         match job.mode {
-            Mode::Seek => {
-                lseek(&own, 0, Whence::SeekEnd)?;
-                // Whoever else seeks now finds the same end.
-                thread::yield_now();
-                (&own).write_all(&line)?;
-            }
+            Mode::Seek => seek_and_write(&own, &line)?,
             Mode::Append => (&own).write_all(&line)?,
             Mode::AppendTwice => in_two(&own, &line)?,
-            Mode::Flock => {
-                flock(&own, libc::LOCK_EX)?;
-                in_two(&own, &line)?;
-                flock(&own, libc::LOCK_UN)?;
-            }
-            // All writers have the same open file, and the lock is the open file's: each of them has it already.
-            Mode::FlockInherited => {
-                flock(shared, libc::LOCK_EX)?;
-                in_two(shared, &line)?;
-                flock(shared, libc::LOCK_UN)?;
-            }
-            Mode::Ofd => {
-                ofd_lock(&own, libc::F_WRLCK)?;
-                in_two(&own, &line)?;
-                ofd_lock(&own, libc::F_UNLCK)?;
-            }
-            Mode::OfdOtherClosed => {
-                ofd_lock(&own, libc::F_WRLCK)?;
-                drop(log.open()?);
-                in_two(&own, &line)?;
-                ofd_lock(&own, libc::F_UNLCK)?;
-            }
-            Mode::Posix => {
-                posix_lock(&own, libc::F_WRLCK)?;
-                in_two(&own, &line)?;
-                posix_lock(&own, libc::F_UNLCK)?;
-            }
-            // As a library does that looks at the log's size, and knows nothing of the lock: it is gone from here on.
-            Mode::PosixOtherClosed => {
-                posix_lock(&own, libc::F_WRLCK)?;
-                drop(log.open()?);
-                in_two(&own, &line)?;
-                posix_lock(&own, libc::F_UNLCK)?;
-            }
+            Mode::Flock => with_lock(flock, &own, None, &line)?,
+            // All writers have the same open file description, which owns the lock: nobody waits.
+            Mode::FlockInherited => with_lock(flock, shared, None, &line)?,
+            Mode::Ofd => with_lock(ofd_lock, &own, None, &line)?,
+            Mode::OfdOtherClosed => with_lock(ofd_lock, &own, Some(log), &line)?,
+            Mode::Posix => with_lock(posix_lock, &own, None, &line)?,
+            Mode::PosixOtherClosed => with_lock(posix_lock, &own, Some(log), &line)?,
         }
     }
     Ok(())
 }
 
-/// A line made of two writes, each of them whole: what belongs together needs a lock.
+/// Two steps: another writer can find the same end of the file between them.
+fn seek_and_write(mut file: &File, line: &[u8]) -> io::Result<()> {
+    lseek(file, 0, Whence::SeekEnd)?;
+    thread::yield_now();
+    file.write_all(line)
+}
+
+/// Locks, writes the line in two parts, unlocks. With `other` it opens and closes the file in
+/// between, as a library does that knows nothing of the lock: that releases a POSIX lock.
+fn with_lock(
+    lock: fn(&File, Lock) -> io::Result<()>,
+    file: &File,
+    other: Option<&Log>,
+    line: &[u8],
+) -> io::Result<()> {
+    lock(file, Lock::Exclusive)?;
+    if let Some(log) = other {
+        drop(log.open()?);
+    }
+    in_two(file, line)?;
+    lock(file, Lock::Unlock)
+}
+
+/// A line of two writes. Each write is complete, but only a lock keeps both together.
 fn in_two(mut file: &File, line: &[u8]) -> io::Result<()> {
     let (head, tail) = line.split_at(line.len() / 2);
     file.write_all(head)?;

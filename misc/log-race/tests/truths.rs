@@ -1,5 +1,6 @@
-//! Who may write one log: lines lost, torn and whole, and who owns a lock.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)] // test code
+//! N writers of one log: lines that are lost, torn or complete, and the owner of a lock.
+// Test code.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 use std::fs;
 use std::process::{Command, Output};
@@ -10,17 +11,20 @@ const SIZE: u64 = 120;
 
 fn run(args: &[&str]) -> Output {
     let output = Command::new(env!("CARGO_BIN_EXE_log-race")).args(args).output().unwrap();
-    eprintln!("{args:?}\n{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy;
+    eprintln!("{args:?}\n{}{}", text(&output.stdout), text(&output.stderr));
     output
 }
 
-/// Lines that are whole, lines that are not, bytes that are not in the file.
+/// Complete lines, broken lines, missing bytes.
 fn race(mode: &str) -> (u64, u64, u64) {
     let numbers = [WRITERS, LINES, SIZE].map(|n| n.to_string());
-    let output = run(&["-n", &numbers[0], "--lines", &numbers[1], "--size", &numbers[2], "--mode", mode]);
+    let [writers, lines, size] = &numbers;
+    let output = run(&["-n", writers, "--lines", lines, "--size", size, "--mode", mode]);
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
-    let columns: Vec<u64> = text.lines().last().unwrap().rsplit(' ').filter_map(|word| word.parse().ok()).collect();
+    let row = text.lines().last().unwrap();
+    let columns: Vec<u64> = row.rsplit(' ').filter_map(|word| word.parse().ok()).collect();
     // From the right: lines/s, missing, broken, whole.
     let (missing, broken, whole) = (columns[1], columns[2], columns[3]);
     assert_eq!(whole + broken, WRITERS * LINES);
@@ -31,7 +35,7 @@ fn is_whole(mode: &str) {
     assert_eq!(race(mode), (WRITERS * LINES, 0, 0), "{mode}");
 }
 
-/// Not one byte is lost, and yet lines are not whole.
+/// No byte is missing, but lines are broken.
 fn is_torn(mode: &str) {
     let (_, broken, missing) = race(mode);
     assert!(broken > 0 && missing == 0, "{mode}: {broken} broken, {missing} bytes missing");
@@ -41,7 +45,7 @@ fn is_torn(mode: &str) {
 fn truth_log_seek_and_write_loses_lines() {
     let (_, broken, missing) = race("seek");
     assert!(broken > 0 && missing > 0, "{broken} broken, {missing} bytes missing");
-    assert_eq!(missing % SIZE, 0, "whole lines are lost: the next writer wrote over them");
+    assert_eq!(missing % SIZE, 0, "complete lines are lost: another writer has overwritten them");
 }
 
 #[test]
@@ -60,7 +64,7 @@ fn truth_log_flock_keeps_two_writes_together() {
 }
 
 #[test]
-fn truth_log_flock_on_an_inherited_descriptor_excludes_nobody() {
+fn truth_log_flock_on_an_inherited_descriptor_excludes_no_process() {
     is_torn("flock-inherited");
 }
 
@@ -80,12 +84,12 @@ fn truth_log_posix_lock_keeps_two_writes_together() {
 }
 
 #[test]
-fn truth_log_posix_lock_vanishes_when_another_descriptor_is_closed() {
+fn truth_log_posix_lock_is_lost_when_another_descriptor_is_closed() {
     is_torn("posix-other-closed");
 }
 
 #[test]
-fn truth_log_posix_locks_belong_to_the_process_and_the_others_to_the_open_file() {
+fn truth_log_posix_locks_belong_to_the_process_and_the_others_to_the_open_file_description() {
     let output = run(&["--lines", "1"]);
     let text = String::from_utf8(output.stdout).unwrap();
     let row = |start: &str| {
@@ -93,15 +97,15 @@ fn truth_log_posix_locks_belong_to_the_process_and_the_others_to_the_open_file()
         line[start.len()..].split_whitespace().collect::<Vec<_>>().join(" ")
     };
     assert_eq!(row("the lock ..."), "POSIX OFD flock");
-    assert_eq!(row("keeps another process out"), "yes yes yes");
-    assert_eq!(row("keeps out a second open() of its own process"), "no yes yes");
+    assert_eq!(row("excludes another process"), "yes yes yes");
+    assert_eq!(row("excludes a second open() of the same process"), "no yes yes");
     assert_eq!(row("is shared with a forked child"), "no yes yes");
     assert_eq!(row("is lost when another descriptor is closed"), "yes no no");
-    assert_eq!(row("outlives its killed holder in a child of his"), "no yes yes");
+    assert_eq!(row("is kept by a child of its killed owner"), "no yes yes");
 }
 
 #[test]
-fn a_kept_log_is_a_new_file_and_never_written_over() {
+fn a_kept_log_is_a_new_file_and_never_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     let args = ["-n", "2", "--lines", "3", "--mode", "append", "--keep", path.to_str().unwrap()];
@@ -115,8 +119,13 @@ fn a_kept_log_is_a_new_file_and_never_written_over() {
 }
 
 #[test]
-fn what_is_too_much_or_nonsense_is_a_usage_error() {
-    for args in [&["--lines", "100000", "--size", "65536"][..], &["-n", "0"], &["--mode", "x"], &["--keep", "x"]] {
+fn invalid_arguments_are_a_usage_error() {
+    for args in [
+        &["--lines", "100000", "--size", "65536"][..],
+        &["-n", "0"],
+        &["--mode", "x"],
+        &["--keep", "x"],
+    ] {
         assert_eq!(run(args).status.code(), Some(2), "{args:?}");
     }
 }
