@@ -179,9 +179,9 @@ fn line(level: &str, text: &str) {
     }
 }
 
-/// Writes a line to stderr if that is possible without blocking. RWF_NOWAIT does what O_NONBLOCK does, for one call: the
+/// Writes a line, or a table, to stderr if that is possible without blocking. RWF_NOWAIT does what O_NONBLOCK does, for one call: the
 /// flag O_NONBLOCK would also apply to the other processes that have this terminal or pipe open.
-fn write_now(line: &[u8]) -> bool {
+pub fn write_now(line: &[u8]) -> bool {
     let part = libc::iovec { iov_base: line.as_ptr().cast_mut().cast(), iov_len: line.len() };
     // SAFETY: the kernel reads the bytes of `line`, which outlives the call, and writes nothing.
     let n = unsafe { libc::pwritev2(libc::STDERR_FILENO, &part, 1, -1, libc::RWF_NOWAIT) };

@@ -84,7 +84,7 @@ fn wakeups(args: &[&str]) -> f64 {
     let report = lab.report();
     assert_eq!(sum(&report, "connections"), CONNECTIONS as u64);
     let per_connection = sum(&report, "wakeups") as f64 / CONNECTIONS as f64;
-    eprintln!("{args:?}: {per_connection:.2} wake-ups per connection, {} wasted", sum(&report, "wasted"));
+    eprintln!("{args:?}: {per_connection:.2} wake-ups per connection, {} spurious", sum(&report, "spurious"));
     per_connection
 }
 

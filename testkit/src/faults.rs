@@ -1,6 +1,7 @@
 //! Faults of the kernel and of the machine: out of descriptors, failing calls, killed processes, dead output.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub const ROWS: &[Row] = &[
     ("A12_fork_fails", fork_fails),
     ("A14_start_errors_are_one_line", start_errors),
     ("C06_dead_output", dead_output),
+    ("C07_log_that_takes_no_more", log_takes_no_more),
+    ("C08_signal_state_from_exec", signal_state_from_exec),
     ("D01_no_zombies", |s| s.abused(&[], |server| (0..1000).for_each(|_| server.connect().ask(1)))),
     ("D03_worker_killed_in_an_answer", worker_killed),
     ("D06_nothing_outlives_the_first_process", nothing_outlives),
@@ -48,9 +51,9 @@ fn out_of_descriptors(subject: &Subject) {
         let limits: Vec<u64> =
             family.iter().map(|p| procs::limit_descriptors(p.pid, descriptor_ceiling(p.pid))).collect();
 
-        // accept4 takes its descriptor number before it sleeps: whoever slept through the change still succeeds. In a
-        // pool that is every worker, and connections wake them one by one.
-        let sleepers = if subject.refuses() { 1 } else { subject.example.slots };
+        // accept4 takes its descriptor number before it blocks: a call that is blocked during the change still succeeds. In
+        // a pool every worker is blocked in one, and connections wake them one by one. No pool has more than 64 workers.
+        let sleepers = if subject.refuses() { 1 } else { subject.example.slots.min(64) };
         (0..sleepers).for_each(|_| drop(server.connect()));
         server.wait_log("Too many open files");
         let mut late = server.connect();
@@ -89,8 +92,10 @@ fn accept_fails(subject: &Subject) {
         ] {
             let injection = Injection::attach(&pids(server), true, &format!("accept4,accept:error={errno}:when=1..3"));
             let mut peer = server.connect();
+            // After a forged EAGAIN an edge-triggered server waits for the next edge, which the next client makes.
+            let edges: Vec<Peer> = (0..if errno == "EAGAIN" { 3 } else { 0 }).map(|_| server.connect()).collect();
             peer.try_ask(100).unwrap_or_else(|e| panic!("{errno}: {e}"));
-            drop(peer);
+            drop((peer, edges));
             // A pool's other workers may still be failing, and strace that lets go in the middle of a call which it has
             // replaced leaves it with ENOSYS.
             eventually("every worker has failed and sleeps", || {
@@ -212,6 +217,47 @@ fn dead_output(subject: &Subject) {
         }
         oracle::finish(server, &base);
     }
+}
+
+/// A log that takes no more bytes, a pipe that no process reads or a file at its size limit, costs lines and nothing else.
+fn log_takes_no_more(subject: &Subject) {
+    let folder = tempfile::tempdir().unwrap();
+    let limited = "ulimit -f 1; exec \"$0\" \"$@\" 2>\"$LOG\"";
+    for is_pipe in [true, false] {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let mut command = match is_pipe {
+            true => subject.command(),
+            false => Command::new("sh"),
+        };
+        match is_pipe {
+            true => command.stderr(Stdio::from(writer)),
+            false => {
+                command.args(["-c", limited, &subject.bin]).args(&subject.variant).env("LOG", folder.path().join("log"))
+            }
+        };
+        let server = Server::start_blind(command.args(["-p", "0", "-v"]).stdout(Stdio::null()));
+        // SAFETY: the call changes the pipe's buffer and no memory of this process.
+        unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+        let base = Baseline::of(&server);
+        for _ in 0..120 {
+            let mut peer = server.connect();
+            peer.send("no number\n");
+            assert_eq!(peer.read_to_end().0, b"ERR number expected\n");
+        }
+        server.connect().ask(100);
+        oracle::finish(server, &base);
+        drop(reader);
+    }
+}
+
+/// exec keeps ignored and blocked signals: the server undoes that.
+fn signal_state_from_exec(subject: &Subject) {
+    let mut command = Command::new("env");
+    command.args(["--block-signal=TERM,INT,ALRM,CHLD", "--ignore-signal=CHLD,TERM,INT"]).arg(&subject.bin);
+    let server = Server::start_with(command.args(&subject.variant).args(["-p", "0"]));
+    let base = Baseline::of(&server);
+    (0..20).for_each(|_| server.connect().ask(100));
+    oracle::finish(server, &base);
 }
 
 /// kill -9 of the process that serves a client, in the middle of an answer: that client sees the end, the others live.
