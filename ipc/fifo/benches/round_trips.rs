@@ -1,4 +1,4 @@
-//! Round trips a second with one and the same server: over FIFOs, over its Unix socket, over TCP.
+//! Round trips per second with one server: over FIFOs, over its Unix socket, over TCP.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,11 +19,12 @@ use criterion::Criterion;
 use fifo::client::{Client, Way};
 use fifo::record::{HEAD, Question};
 
-/// Numbers a question.
+/// Numbers per question.
 const N: i32 = 5;
-/// A TCP connection a question leaves a port in TIME_WAIT for a minute, of some 28 000: so there are not many of them.
+/// Each TCP connection leaves a port in TIME_WAIT for a minute, and there are about 28 000 ports.
+/// So few of them are made.
 const ROUNDS: usize = 10;
-const A_ROUND: usize = 100;
+const PER_ROUND: usize = 100;
 
 struct Server {
     child: Child,
@@ -36,7 +37,7 @@ impl Server {
         let temp = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_fifo-server"));
         command.arg("--dir").arg(temp.path().join("run")).args(["--tcp", "0", "--signals"]);
-        // The connections that stay have to wait for their turn.
+        // The connections that are kept are idle while the others are measured.
         command.args(["--line-timeout", "3600000", "--idle-timeout", "3600000"]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = String::new();
@@ -55,7 +56,7 @@ impl Drop for Server {
 
 type Ask = Box<dyn FnMut()>;
 
-/// The ways to ask, each with its name. The first is what the others are compared with.
+/// The ways to ask, each with its name. The others are compared with the first.
 fn ways(dir: &Path, tcp: SocketAddr) -> Vec<(&'static str, Ask)> {
     let one_shot = |way| -> Ask {
         let client = Client::new(dir, way, Duration::from_secs(60)).unwrap();
@@ -65,16 +66,16 @@ fn ways(dir: &Path, tcp: SocketAddr) -> Vec<(&'static str, Ask)> {
     let stream = TcpStream::connect(tcp).unwrap();
     stream.set_nodelay(true).unwrap();
     vec![
-        ("FIFO, a reply FIFO a question", one_shot(Way::Fifo)),
-        ("FIFO, with SIGUSR1 both ways", one_shot(Way::Signals)),
-        ("Unix socket, a connection a question", one_shot(Way::Unix)),
-        ("TCP, a connection a question", one_shot(Way::Tcp(tcp))),
-        ("Unix socket, one connection", kept(unix)),
-        ("TCP, one connection", kept(stream)),
+        ("FIFO, one reply FIFO per question", one_shot(Way::Fifo)),
+        ("FIFO, with SIGUSR1 in both directions", one_shot(Way::Signals)),
+        ("Unix socket, one connection per question", one_shot(Way::Unix)),
+        ("TCP, one connection per question", one_shot(Way::Tcp(tcp))),
+        ("Unix socket, connection kept", kept(unix)),
+        ("TCP, connection kept", kept(stream)),
     ]
 }
 
-/// Asks again and again on a connection that stays.
+/// Asks again and again on one connection.
 fn kept(mut stream: impl Read + Write + 'static) -> Ask {
     let question = Question { nonce: [7; 16], n: N, pid: std::process::id() as i32 }.to_bytes();
     Box::new(move || {
@@ -93,31 +94,27 @@ fn main() {
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2));
     let mut group = criterion.benchmark_group("round trip");
-    for (name, ask) in ways.iter_mut().filter(|(name, _)| !name.starts_with("TCP, a conn")) {
+    for (name, ask) in ways.iter_mut().filter(|(name, _)| !name.starts_with("TCP, one")) {
         group.bench_function(*name, |bencher| bencher.iter(&mut *ask));
     }
     group.finish();
     println!("{}", compared(&mut ways));
 }
 
-/// In turns, a hundred questions each, so that what disturbs the machine disturbs them all.
+/// A hundred questions of each way in turn, so that other load on the machine affects all ways.
 fn compared(ways: &mut [(&'static str, Ask)]) -> String {
     let mut spent = vec![Duration::ZERO; ways.len()];
     for _ in 0..ROUNDS {
         for ((_, ask), spent) in ways.iter_mut().zip(&mut spent) {
             let start = Instant::now();
-            (0..A_ROUND).for_each(|_| ask());
+            (0..PER_ROUND).for_each(|_| ask());
             *spent += start.elapsed();
         }
     }
-    let rate = |spent: &Duration| (ROUNDS * A_ROUND) as f64 / spent.as_secs_f64();
+    let rate = |spent: &Duration| (ROUNDS * PER_ROUND) as f64 / spent.as_secs_f64();
     let first = rate(&spent[0]);
     let lines = ways.iter().zip(&spent).map(|((name, _), spent)| {
-        format!(
-            "{name:38} {:>8.0} round trips/s {:>6.2} times the first",
-            rate(spent),
-            rate(spent) / first
-        )
+        format!("{name:40} {:>6.0} round trips/s {:>5.2} times", rate(spent), rate(spent) / first)
     });
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -1,5 +1,5 @@
-//! What the programs are given: a directory that somebody removes, a stdout that nobody reads, a
-//! hostile server, clients that keep all connections.
+//! Faults of the environment: a removed directory, a stdout that no process reads, a hostile
+//! server, clients that keep all connections.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod harness;
@@ -51,8 +51,8 @@ fn an_empty_or_relative_xdg_runtime_dir_counts_as_unset() {
     }
 }
 
-/// A pipe of two pages is full after a few events. The clients are answered all the same, the server
-/// ends when it is asked to, and a reader that comes late is told how many events it has missed.
+/// A pipe of two pages is full after a few events. The clients are still answered, SIGTERM still
+/// ends the server, and a late reader finds the number of lost events.
 #[test]
 fn events_that_nobody_reads_are_lost_and_counted() {
     let temp = tempfile::tempdir().unwrap();
@@ -105,7 +105,7 @@ fn tcp_clients_that_keep_all_connections_do_not_block_unix_clients() {
     server.finish();
 }
 
-/// A server that answers one question with these values, and then says how many bytes it has sent.
+/// A server that answers one question with these values, and returns how many bytes it has sent.
 /// With an interval it sends one byte at a time.
 fn hostile(
     values: &[i32],

@@ -1,4 +1,4 @@
-//! The real server and client, over real FIFOs.
+//! The server and the client as a user runs them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod harness;
@@ -43,29 +43,30 @@ fn ten_thousand_requests_with_signals() {
     check(&out, 10_000, 3);
 }
 
-/// poll(2) holds no lock: an answer may come after it has looked for bytes, and before it looks whether there is a
-/// writer, or whether the server lives. strace makes every poll of the client say what it says then.
+/// poll(2) holds no lock: an answer may arrive after poll has checked the bytes, and before it
+/// checks the writers or the server. strace makes every poll of the client return what it returns
+/// then.
 #[test]
-fn an_answer_is_read_whatever_poll_says_of_the_end() {
-    if !testkit::tools::have("strace", "an_answer_is_read_whatever_poll_says_of_the_end") {
+fn an_answer_is_read_although_poll_reports_the_end() {
+    if !testkit::tools::have("strace", "an_answer_is_read_although_poll_reports_the_end") {
         return;
     }
     let server = Running::start(&[]);
-    // struct pollfd: descriptor, asked for, found. The reply FIFO, and the server's pidfd.
+    // struct pollfd: fd, events, revents; for the reply FIFO and the pidfd of the server.
     let pollfd = |found: PollFlags| [&[0; 4][..], &[1, 0], &found.bits().to_ne_bytes()].concat();
-    let lies = [
+    let results = [
         pollfd(PollFlags::POLLHUP),
         [pollfd(PollFlags::empty()), pollfd(PollFlags::POLLIN)].concat(),
     ];
-    for lie in lies {
-        let bytes: String = lie.iter().map(|byte| format!("{byte:02x}")).collect();
+    for result in results {
+        let bytes: String = result.iter().map(|byte| format!("{byte:02x}")).collect();
         let inject = format!("inject=poll:poke_exit=@arg1={bytes}");
         let mut command = Command::new("strace");
         command
             .args(["-o", "/dev/null", "-e", "trace=poll", "-e", &inject, CLIENT, "--dir"])
             .arg(&server.dir);
         command.args(["--count", "1", "-n", "3", "--json", "--deadline", "60000"]);
-        // Stopped, so that the client has to wait for it.
+        // Stopped, so that the client has to wait for the server.
         server.signal(Signal::SIGSTOP);
         let strace = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let children = format!("/proc/{0}/task/{0}/children", strace.id());
@@ -83,7 +84,7 @@ fn an_answer_is_read_whatever_poll_says_of_the_end() {
 }
 
 #[test]
-fn the_socket_twin_answers_too() {
+fn the_unix_socket_gives_the_same_service() {
     let server = Running::start(&[]);
     let out = server.ask(&["--unix", "--count", "20", "-n", "100", "--json"]);
     assert!(out.status.success(), "{out:?}");
@@ -91,7 +92,7 @@ fn the_socket_twin_answers_too() {
 }
 
 #[test]
-fn a_number_out_of_range_is_refused_and_not_met_with_silence() {
+fn a_number_out_of_range_gets_an_error_record() {
     let server = Running::start(&[]);
     for n in ["0", "-1", "101", "2147483647", "-2147483648"] {
         let out = server.ask(&["--count", "1", "-n", n]);
@@ -102,7 +103,7 @@ fn a_number_out_of_range_is_refused_and_not_met_with_silence() {
 }
 
 #[test]
-fn junk_never_desynchronizes() {
+fn questions_after_junk_are_answered() {
     let server = Running::start(&[]);
     let mut req = OpenOptions::new().write(true).open(server.dir.join("req")).unwrap();
     for junk in
@@ -114,7 +115,7 @@ fn junk_never_desynchronizes() {
 }
 
 #[test]
-fn a_second_server_refuses() {
+fn a_second_server_exits_with_an_error() {
     let server = Running::start(&[]);
     let out = Command::new(SERVER).arg("--dir").arg(&server.dir).output().unwrap();
     assert_eq!(out.status.code(), Some(1));
@@ -123,7 +124,7 @@ fn a_second_server_refuses() {
 }
 
 #[test]
-fn a_dead_server_leaves_names_that_the_next_takes_over() {
+fn the_next_server_takes_over_the_files_of_a_killed_one() {
     let mut server = Running::start(&[]);
     server.child.kill().unwrap();
     server.child.wait().unwrap();
@@ -139,7 +140,7 @@ fn a_dead_server_leaves_names_that_the_next_takes_over() {
 }
 
 #[test]
-fn interrupted_it_leaves_no_file() {
+fn a_server_that_is_stopped_by_a_signal_leaves_no_file() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let mut server = Running::start(&[]);
         server.serves();
@@ -150,7 +151,7 @@ fn interrupted_it_leaves_no_file() {
 }
 
 #[test]
-fn the_servers_end_is_seen_and_not_waited_out() {
+fn the_client_ends_when_the_server_dies_and_not_at_its_deadline() {
     let mut server = Running::start(&[]);
     server.signal(Signal::SIGSTOP);
     let child = client(&server.dir, &["--count", "1", "--deadline", "600000"]).spawn().unwrap();
@@ -163,10 +164,10 @@ fn the_servers_end_is_seen_and_not_waited_out() {
     assert!(server.child.wait().is_ok());
 }
 
-/// In a pid namespace of its own, so that a server that did signal them could reach nobody else.
+/// In a pid namespace of its own: a wrong signal cannot reach a process outside.
 #[test]
-fn no_pid_a_client_names_is_signalled() {
-    if !testkit::tools::have("unshare", "no_pid_a_client_names_is_signalled") {
+fn a_pid_that_a_client_claims_is_not_signalled() {
+    if !testkit::tools::have("unshare", "a_pid_that_a_client_claims_is_not_signalled") {
         return;
     }
     let temp = tempfile::tempdir().unwrap();

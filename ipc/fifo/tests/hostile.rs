@@ -1,4 +1,4 @@
-//! What the server must not fall for: rows P4 to P8 of the protocol, rows G6 to G9 of the faults, and the sockets.
+//! Hostile clients: rows P4 to P8 of the protocol, rows G6 to G9 of the faults, and the sockets.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod harness;
@@ -25,7 +25,7 @@ use testkit::{eventually, procs};
 
 const NOBODY: u32 = 65_534;
 
-/// Puts something where a name is wanted.
+/// Makes a file that is in the way.
 type Plant<'a> = &'a dyn Fn(&Path);
 
 fn me() -> i32 {
@@ -36,9 +36,9 @@ fn mkfifo_600(path: &Path) {
     mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
 }
 
-/// P4 and P5, 100 times: all of it is counted, and it is told of once a second and no oftener.
+/// P4 and P5, 100 times: all bytes are counted, and the count is printed at most once a second.
 #[test]
-fn junk_is_counted_and_told_once_a_second() {
+fn junk_is_counted_and_reported_once_a_second() {
     let server = Running::start(&["--events"]);
     let good = Question { nonce: [1; 16], n: 1, pid: me() }.to_bytes();
     let (mut version_2, mut other_magic) = (good.clone(), good.clone());
@@ -50,21 +50,23 @@ fn junk_is_counted_and_told_once_a_second() {
         bytes += junk.len() as u64;
         server.serves();
     }
-    let told = || {
+    let reported = || {
         server.events("junk").iter().map(|junk| junk["bytes"].as_u64().unwrap()).collect::<Vec<_>>()
     };
-    eventually("all of it told", || (told().iter().sum::<u64>() == bytes).then_some(()));
+    eventually("all bytes are reported", || {
+        (reported().iter().sum::<u64>() == bytes).then_some(())
+    });
     assert!(
-        told().len() as u64 <= start.elapsed().as_secs() + 2,
+        reported().len() as u64 <= start.elapsed().as_secs() + 2,
         "{:?} in {:?}",
-        told(),
+        reported(),
         start.elapsed()
     );
     server.finish();
 }
 
 #[test]
-fn without_events_junk_is_one_line_of_stderr() {
+fn without_events_junk_is_one_line_on_stderr() {
     let temp = tempfile::tempdir().unwrap();
     let log = File::create(temp.path().join("log")).unwrap();
     let dir = temp.path().join("run");
@@ -92,7 +94,7 @@ fn without_events_junk_is_one_line_of_stderr() {
     assert_eq!(line, "WARN 8 bytes that are not a question\n");
 }
 
-/// P6: what would be a path stays a number.
+/// P6: bytes that form a path stay a number.
 #[test]
 fn a_nonce_cannot_name_a_path() {
     let server = Running::start(&["--events"]);
@@ -112,7 +114,7 @@ fn a_nonce_cannot_name_a_path() {
     server.finish();
 }
 
-/// P7, also with a record cut off before them and one after.
+/// P7, with an incomplete record before them and after them.
 #[test]
 fn two_records_in_one_write_are_two_answers() {
     let server = Running::start(&["--events"]);
@@ -126,9 +128,9 @@ fn two_records_in_one_write_are_two_answers() {
     server.finish();
 }
 
-/// P8 and G9: nothing is written to what was put in a reply FIFO's place, and it is not removed.
+/// P8 and G9: the server neither writes to such a file nor removes it.
 #[test]
-fn what_is_planted_in_a_reply_fifos_place_is_dropped() {
+fn an_answer_is_dropped_if_another_file_has_the_name_of_the_reply_fifo() {
     let server = Running::start(&["--events"]);
     let elsewhere = tempfile::tempdir().unwrap();
     let theirs = elsewhere.path().join("theirs");
@@ -165,9 +167,9 @@ fn what_is_planted_in_a_reply_fifos_place_is_dropped() {
     server.finish();
 }
 
-/// The mode and the owner of a reply FIFO count too: only a FIFO that nobody else can read is answered into.
+/// The server writes an answer only to a FIFO that no other user can read.
 #[test]
-fn a_reply_fifo_that_others_may_read_is_dropped() {
+fn an_answer_to_a_reply_fifo_that_others_may_read_is_dropped() {
     let server = Running::start(&["--events"]);
     let raw = server.raw([5; 16]);
     fs::set_permissions(&raw.path, fs::Permissions::from_mode(0o644)).unwrap();
@@ -177,10 +179,11 @@ fn a_reply_fifo_that_others_may_read_is_dropped() {
     server.finish();
 }
 
-/// Only root can give a file away. Anybody else lets strace tell the server that it is another user: the same to it.
+/// Only root can change the owner of a file. Without root, strace makes geteuid return another
+/// user.
 #[test]
-fn a_reply_fifo_of_another_user_is_dropped() {
-    let who = "a_reply_fifo_of_another_user_is_dropped";
+fn an_answer_to_a_reply_fifo_of_another_user_is_dropped() {
+    let who = "an_answer_to_a_reply_fifo_of_another_user_is_dropped";
     if my_uid() != 0 && !testkit::tools::have("strace", who) {
         return;
     }
@@ -197,10 +200,10 @@ fn a_reply_fifo_of_another_user_is_dropped() {
     server.finish();
 }
 
-/// G9: what is planted where the server would make its own names. It says what is wrong, with status 1, or, where the
-/// name is a FIFO in its own private directory, takes it for a dead server's.
+/// G9: other files have the names that the server needs. It prints one line and exits with 1. A
+/// FIFO in its own private directory is taken for one of a dead server.
 #[test]
-fn what_is_planted_in_the_servers_place() {
+fn the_server_does_not_use_files_that_it_has_not_made() {
     let cases: [(&str, Plant); 8] = [
         ("not a directory", &|dir| symlink(dir.parent().unwrap(), dir).unwrap()),
         ("mkdir", &|dir| symlink("nowhere", dir).unwrap()),
@@ -233,7 +236,7 @@ fn what_is_planted_in_the_servers_place() {
             out.status.code() == Some(1) && error.contains(why) && error.lines().count() == 1,
             "{why}: {error}"
         );
-        assert!(error.contains(dir.to_str().unwrap()), "names what it is about: {error}");
+        assert!(error.contains(dir.to_str().unwrap()), "the message names the file: {error}");
         for name in ["req", "sock"].map(|name| dir.join(name)) {
             assert!(!name.is_file() || name.is_symlink() || fs::read(name).unwrap() == b"precious");
         }
@@ -278,9 +281,9 @@ fn a_directory_of_another_user_is_refused() {
     );
 }
 
-/// G7: a client that asks and never reads. Its pipe takes 64 KiB, and then the answers are dropped whole.
+/// G7: a client that asks and never reads. Its pipe holds 64 KiB; further answers are dropped.
 #[test]
-fn a_reply_fifo_that_is_never_read() {
+fn answers_are_dropped_whole_if_the_reply_fifo_is_never_read() {
     let server = Running::start(&["--events"]);
     let mut raw = server.raw([7; 16]);
     raw.question.n = MAX_N;
@@ -298,9 +301,9 @@ fn a_reply_fifo_that_is_never_read() {
     server.finish();
 }
 
-/// G7 with the real client: stopped in the middle of its requests, it holds nobody up, and then goes on.
+/// G7 with the real client, which is stopped between its questions and then continues.
 #[test]
-fn a_stopped_client_holds_nobody_up() {
+fn a_stopped_client_does_not_block_others() {
     let server = Running::start(&["--signals", "--events"]);
     let stopped = client(
         &server.dir,
@@ -318,9 +321,9 @@ fn a_stopped_client_holds_nobody_up() {
     server.finish();
 }
 
-/// G8: each gets its own numbers, a thousand times.
+/// G8.
 #[test]
-fn two_clients_with_a_thousand_questions_each() {
+fn two_clients_with_a_thousand_questions_get_their_own_answers() {
     let server = Running::start(&[]);
     let run = |n: &str| {
         client(&server.dir, &["--count", "1000", "--json", "--deadline", "60000", "-n", n]).spawn()
@@ -332,9 +335,9 @@ fn two_clients_with_a_thousand_questions_each() {
     server.finish();
 }
 
-/// G6, of the sockets: an idle server sleeps, also with silent connections, and with no descriptor for the next.
+/// G6 for the sockets: the server sleeps, although a connection waits that it cannot accept.
 #[test]
-fn out_of_descriptors_it_neither_spins_nor_ends() {
+fn a_server_without_descriptors_neither_spins_nor_ends() {
     let server = Running::start(&[]);
     server.serves();
     let open = procs::descriptors(server.pid()).len() as u64;
@@ -353,15 +356,15 @@ fn out_of_descriptors_it_neither_spins_nor_ends() {
     server.finish();
 }
 
-/// What a connection is answered until its end; an error is an end.
+/// The bytes that a connection returns until end of file or an error.
 fn read_all(mut stream: impl Read) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes);
     bytes
 }
 
-/// Half a question, byte by byte, until the server has had enough.
-fn dribble(mut stream: impl Write) -> usize {
+/// Sends a part of a question, byte by byte, until the server closes. Returns how many bytes.
+fn send_slowly(mut stream: impl Write) -> usize {
     let half = Question { nonce: [1; 16], n: 1, pid: me() }.to_bytes();
     let mut sent = 0;
     for byte in half[..QUESTION - 1].iter().cycle().take(QUESTION - 1) {
@@ -375,7 +378,7 @@ fn dribble(mut stream: impl Write) -> usize {
 }
 
 #[test]
-fn a_connection_that_says_nothing_or_half_is_closed() {
+fn a_connection_without_a_whole_question_is_closed() {
     let server = Running::start(&[
         "--line-timeout",
         "400",
@@ -391,9 +394,9 @@ fn a_connection_that_says_nothing_or_half_is_closed() {
         (|| UnixStream::connect(&path).unwrap(), || TcpStream::connect(&tcp).unwrap());
     assert_eq!(read_all(unix()), b"");
     assert_eq!(read_all(tcp()), b"");
-    assert!(dribble(unix()) < QUESTION - 1, "the bytes do not wind the clock up again");
-    assert!(dribble(tcp()) < QUESTION - 1);
-    // After an answer it may rest for longer; half of a second question is late again.
+    assert!(send_slowly(unix()) < QUESTION - 1, "single bytes do not move the deadline");
+    assert!(send_slowly(tcp()) < QUESTION - 1);
+    // After an answer the idle timeout is in force, and the line timeout for a part of a question.
     let question = Question { nonce: [2; 16], n: 3, pid: me() }.to_bytes();
     let mut rests = unix();
     rests.write_all(&question).unwrap();
@@ -405,10 +408,10 @@ fn a_connection_that_says_nothing_or_half_is_closed() {
     server.finish();
 }
 
-/// All places taken by clients that say nothing: those of the FIFO do not notice, the next of the socket is served when
-/// their time is over.
+/// Clients of the FIFO are served meanwhile. The next client of the socket is served after the
+/// timeout of the silent ones.
 #[test]
-fn a_full_house_of_silent_connections() {
+fn silent_connections_in_all_slots_delay_unix_clients_only_until_their_timeout() {
     let server = Running::start(&["--line-timeout", "5000"]);
     let open = || procs::descriptors(server.pid()).len();
     let (path, before) = (server.dir.join("sock"), open());
@@ -427,7 +430,7 @@ fn a_full_house_of_silent_connections() {
 }
 
 #[test]
-fn what_is_no_question_ends_a_connection() {
+fn bytes_that_are_not_a_question_end_a_connection() {
     let server = Running::start(&["--tcp", "0", "--events"]);
     let question = Question { nonce: [2; 16], n: 3, pid: me() }.to_bytes();
     let mut wrong = question.clone();
@@ -441,7 +444,7 @@ fn what_is_no_question_ends_a_connection() {
         assert_eq!(read_all(stream).len(), answered);
     }
     server.wait_event("closed", |closed| closed["why"] == "not a question");
-    // Cut at each byte it is a question all the same.
+    // A question in two segments is a question, wherever it is cut.
     let addr = server.ready.trim().split_once("and on ").unwrap().1.to_owned();
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_nodelay(true).unwrap();
@@ -455,7 +458,7 @@ fn what_is_no_question_ends_a_connection() {
 }
 
 #[test]
-fn the_tcp_twin_answers_too() {
+fn tcp_gives_the_same_service() {
     let server = Running::start(&["--tcp", "0"]);
     let addr = server.ready.trim().split_once("and on ").unwrap().1.to_owned();
     let run =
@@ -467,7 +470,7 @@ fn the_tcp_twin_answers_too() {
         "{out:?}"
     );
     assert_eq!(run(&["--unix"]).status.code(), Some(2));
-    // A port that is taken is one line.
+    // A port in use is one line of error.
     let port = addr.rsplit(':').next().unwrap();
     let other = tempfile::tempdir().unwrap();
     let out = Command::new(SERVER)
@@ -486,9 +489,9 @@ fn the_tcp_twin_answers_too() {
     server.finish();
 }
 
-/// The nonce is the client's: two questions may bear the same one, and both are answered.
+/// The client chooses the nonce, so two questions may have the same one.
 #[test]
-fn the_same_nonce_twice() {
+fn two_questions_with_the_same_nonce_are_both_answered() {
     let server = Running::start(&[]);
     let nonce: Nonce = [8; 16];
     let mut raw = server.raw(nonce);

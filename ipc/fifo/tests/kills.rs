@@ -1,4 +1,5 @@
-//! A client is killed at each of five points. strace(1) holds it there, so that the point is always the same.
+//! A client is killed at each of five points. strace(1) delays it there, so that the point is
+//! exact.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod harness;
@@ -16,7 +17,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 use testkit::{eventually, procs};
 
-/// A client that strace holds for a minute where `inject` says.
+/// A client that strace delays for a minute at the call that `inject` names.
 struct Held {
     strace: Child,
     pid: i32,
@@ -52,7 +53,7 @@ impl Held {
         Held { strace, pid }
     }
 
-    /// It has its reply FIFO open.
+    /// Waits until the client has its reply FIFO open.
     fn wait_open(&self) {
         let open =
             || procs::descriptors(self.pid).values().any(|target| target.contains("/reply."));
@@ -69,7 +70,7 @@ impl Held {
 }
 
 impl Drop for Held {
-    /// strace after its child: it holds that, dying too, until the minute is over.
+    /// The client first: strace delays the end of its child too, until the minute is over.
     fn drop(&mut self) {
         let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         let _ = self.strace.kill();
@@ -77,8 +78,8 @@ impl Drop for Held {
     }
 }
 
-/// What a killed client left is removed when it is old, by the next question; younger names stay.
-fn swept(server: &Running) {
+/// The next question removes the reply FIFO of a killed client, if the FIFO is old enough.
+fn stale_name_is_removed(server: &Running) {
     let [name] = &server.names("reply.")[..] else { panic!("{:?}", server.names("reply.")) };
     server.serves();
     assert_eq!(server.names("reply."), [name.as_str()], "not yet");
@@ -95,8 +96,8 @@ fn swept(server: &Running) {
 }
 
 #[test]
-fn point_1_after_mkfifo() {
-    if !testkit::tools::have("strace", "point_1_after_mkfifo") {
+fn a_client_killed_after_mkfifo_does_not_disturb_the_server() {
+    if !testkit::tools::have("strace", "a_client_killed_after_mkfifo_does_not_disturb_the_server") {
         return;
     }
     let server = Running::start(&["--events"]);
@@ -104,13 +105,13 @@ fn point_1_after_mkfifo() {
     eventually("mkfifo", || (!server.names("reply.").is_empty()).then_some(()));
     client.kill();
     server.serves();
-    swept(&server);
+    stale_name_is_removed(&server);
     server.finish();
 }
 
 #[test]
-fn point_2_after_the_open_of_its_reply_fifo() {
-    if !testkit::tools::have("strace", "point_2_after_the_open_of_its_reply_fifo") {
+fn a_client_killed_after_open_does_not_disturb_the_server() {
+    if !testkit::tools::have("strace", "a_client_killed_after_open_does_not_disturb_the_server") {
         return;
     }
     let server = Running::start(&["--events"]);
@@ -118,14 +119,18 @@ fn point_2_after_the_open_of_its_reply_fifo() {
     client.wait_open();
     client.kill();
     server.serves();
-    swept(&server);
+    stale_name_is_removed(&server);
     server.finish();
 }
 
-/// The question is in the FIFO, and the server comes to it when its client is dead: ENXIO, and the name goes at once.
+/// The server reads the question when the client is dead: open fails with ENXIO, and the server
+/// removes the name at once.
 #[test]
-fn point_3_after_writing_the_request() {
-    if !testkit::tools::have("strace", "point_3_after_writing_the_request") {
+fn a_client_killed_after_its_question_does_not_disturb_the_server() {
+    if !testkit::tools::have(
+        "strace",
+        "a_client_killed_after_its_question_does_not_disturb_the_server",
+    ) {
         return;
     }
     let server = Running::start(&["--events"]);
@@ -144,7 +149,7 @@ fn point_3_after_writing_the_request() {
     server.finish();
 }
 
-/// Bytes in a pipe that nobody has read.
+/// Bytes in a pipe that no process has read.
 fn waiting(pipe: &fs::File) -> usize {
     let mut n: libc::c_int = 0;
     // SAFETY: the descriptor is open, and the kernel writes one int.
@@ -154,8 +159,11 @@ fn waiting(pipe: &fs::File) -> usize {
 }
 
 #[test]
-fn point_4_before_reading_the_reply() {
-    if !testkit::tools::have("strace", "point_4_before_reading_the_reply") {
+fn a_client_killed_before_it_reads_the_answer_does_not_disturb_the_server() {
+    if !testkit::tools::have(
+        "strace",
+        "a_client_killed_before_it_reads_the_answer_does_not_disturb_the_server",
+    ) {
         return;
     }
     let server = Running::start(&["--events"]);
@@ -163,14 +171,17 @@ fn point_4_before_reading_the_reply() {
     server.wait_event("answer", |answer| answer["pid"] == client.pid);
     client.kill();
     server.serves();
-    swept(&server);
+    stale_name_is_removed(&server);
     server.finish();
 }
 
-/// The server has signalled, the client has not acknowledged. The next client does not wait for that.
+/// The server has sent the signal, and the client has not acknowledged. The next client is served.
 #[test]
-fn point_5_in_the_middle_of_the_handshake() {
-    if !testkit::tools::have("strace", "point_5_in_the_middle_of_the_handshake") {
+fn a_client_killed_before_its_acknowledgement_does_not_disturb_the_server() {
+    if !testkit::tools::have(
+        "strace",
+        "a_client_killed_before_its_acknowledgement_does_not_disturb_the_server",
+    ) {
         return;
     }
     let server = Running::start(&["--events", "--signals"]);
@@ -182,6 +193,6 @@ fn point_5_in_the_middle_of_the_handshake() {
     let next = server.ask(&["--signals", "--count", "5"]);
     assert!(next.status.success(), "{next:?}");
     server.wait_event("ack-late", |late| late["pid"] == pid);
-    swept(&server);
+    stale_name_is_removed(&server);
     server.finish();
 }

@@ -1,4 +1,5 @@
-//! The three mistakes, seen: each test is run on the naive program, which fails it, and on the right one.
+//! The three mistakes: each check runs with the naive program, which fails it, and with the right
+//! one.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -23,13 +24,13 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Until the client has looked, and sleeps in its window.
+/// Waits until the client has made its check and sleeps in the window.
 fn in_the_window(pid: i32) {
     let wchan = || std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
     eventually("the client is in its window", || wchan().ends_with("sleep").then_some(()));
 }
 
-/// The answer and its signal come while the client is between its look and its wait: until then the server is stopped.
+/// The server is stopped until the client is in the window, so the signal arrives in the window.
 fn woken_in_the_window(client: &[&str]) -> Output {
     let server = Running::start(&["--signals"]);
     let mut command = Command::new(client[0]);
@@ -51,7 +52,7 @@ fn woken_in_the_window(client: &[&str]) -> Output {
 }
 
 #[test]
-fn a_wake_up_is_lost_between_the_look_and_pause() {
+fn a_signal_between_the_check_and_pause_is_lost() {
     let out = woken_in_the_window(&[NAIVE_PAUSE]);
     assert!(
         out.status.code() == Some(1) && text(&out.stderr).contains("a lost wake-up"),
@@ -60,14 +61,14 @@ fn a_wake_up_is_lost_between_the_look_and_pause() {
 }
 
 #[test]
-fn nothing_is_lost_in_the_same_window() {
+fn a_blocked_signal_in_the_same_window_is_not_lost() {
     let out = woken_in_the_window(&[CLIENT, "--signals", "--count", "1"]);
     assert!(out.status.success() && !out.stdout.is_empty(), "{out:?}");
 }
 
-/// It waits for what it wants, the answer in the FIFO; and the signal is blocked, so that it stays pending meanwhile.
+/// A blocked signal stays pending until the client reads it.
 #[test]
-fn in_the_window_the_signal_is_blocked() {
+fn the_client_blocks_and_catches_sigusr1_in_the_window() {
     let server = Running::start(&["--signals"]);
     server.signal(Signal::SIGSTOP);
     let mut waits =
@@ -83,26 +84,27 @@ fn in_the_window_the_signal_is_blocked() {
     assert_eq!((blocked, caught), (usr1, usr1));
 }
 
-/// Both have answered one client, who has left. In the time in which the naive one uses 300 ms of CPU for nothing, the
-/// right one uses next to none.
+/// Both have answered one client, which has left. While the naive one uses 300 ms of CPU, the right
+/// one uses less than a twentieth of it.
 #[test]
-fn end_of_file_is_for_ever_and_burns_a_cpu() {
+fn a_server_without_a_writer_of_its_own_uses_a_whole_cpu() {
     let (naive, right) = (Running::start_bin(NAIVE_EOF, &[]), Running::start(&[]));
     naive.serves();
     right.serves();
     let (naive_before, right_before) = (procs::cpu_ns(naive.pid()), procs::cpu_ns(right.pid()));
-    let burnt = eventually("300 ms of CPU, burnt while idle", || {
+    let used_by_naive = eventually("300 ms of CPU, used_by_naive while idle", || {
         Some(procs::cpu_ns(naive.pid()) - naive_before).filter(|ns| *ns > 300_000_000)
     });
     let used = procs::cpu_ns(right.pid()) - right_before;
-    eprintln!("idle: the naive server used {burnt} ns of CPU, the right one {used}");
-    assert!(used * 20 < burnt, "{used} and {burnt} ns");
+    eprintln!("idle: the naive server used {used_by_naive} ns of CPU, the right one {used}");
+    assert!(used * 20 < used_by_naive, "{used} and {used_by_naive} ns");
     naive.finish();
     right.finish();
 }
 
-/// A client asks for 3 numbers while the server is held up, and gives up. What does the next one get, who wants 7?
-fn after_one_that_gave_up(server: &[&str], client: &[&str]) -> (Output, usize) {
+/// A client asks for 3 numbers while the server is stopped, and gives up. The next client asks for
+/// 7. Returns what the second client gets.
+fn answer_after_a_client_gave_up(server: &[&str], client: &[&str]) -> (Output, usize) {
     let server = Running::start_bin(server[0], &server[1..]);
     let ask = |n: &str, deadline: &str| {
         let mut command = Command::new(client[0]);
@@ -127,14 +129,14 @@ fn after_one_that_gave_up(server: &[&str], client: &[&str]) -> (Output, usize) {
 }
 
 #[test]
-fn with_one_reply_fifo_for_all_an_answer_is_stolen() {
-    let (out, numbers) = after_one_that_gave_up(&[NAIVE_SHARED, "--serve"], &[NAIVE_SHARED]);
+fn with_one_reply_fifo_a_client_gets_the_answer_to_another_question() {
+    let (out, numbers) = answer_after_a_client_gave_up(&[NAIVE_SHARED, "--serve"], &[NAIVE_SHARED]);
     assert_eq!(numbers, 3, "{out:?}");
     assert!(text(&out.stderr).contains("another client's question"), "{out:?}");
 }
 
 #[test]
-fn with_a_reply_fifo_each_it_is_not() {
-    let (out, numbers) = after_one_that_gave_up(&[SERVER], &[CLIENT, "--count", "1"]);
+fn with_one_reply_fifo_per_client_it_gets_its_own_answer() {
+    let (out, numbers) = answer_after_a_client_gave_up(&[SERVER], &[CLIENT, "--count", "1"]);
     assert!(out.status.success() && numbers == 7, "{out:?}");
 }

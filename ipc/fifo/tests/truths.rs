@@ -1,4 +1,4 @@
-//! Kernel truths (m): what FIFOs and signals really do. And of (d): standard signals are one bit each.
+//! Verified kernel behaviour (m): FIFOs and signals. And from (d): a standard signal is one bit.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs::{File, OpenOptions};
@@ -19,7 +19,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use testkit::{eventually, procs};
 
-/// A FIFO of its own for each test.
+/// Each test has its own FIFO.
 struct Fifo {
     path: PathBuf,
     _temp: tempfile::TempDir,
@@ -46,7 +46,7 @@ fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> Errno {
     Errno::from_raw(result.unwrap_err().raw_os_error().unwrap())
 }
 
-/// What poll says at once.
+/// What poll returns without waiting.
 fn ready(file: &File) -> PollFlags {
     let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).unwrap();
@@ -137,7 +137,7 @@ fn truth_m_writing_without_a_reader_is_epipe_or_sigpipe() {
     let mut writer = fifo.writer().unwrap();
     drop(reader);
     assert_eq!(errno(writer.write(b"x")), Errno::EPIPE, "Rust ignores SIGPIPE");
-    // A program that does not is ended.
+    // A program that does not ignore it is killed.
     let script = "exec 3<>fifo 4>fifo; exec 3>&-; trap - PIPE; echo x >&4; echo not reached";
     let run = |script: &str| {
         Command::new("env")
@@ -170,7 +170,8 @@ fn truth_m_pipe_buf_is_4096_and_the_capacity_65536() {
     assert_eq!(written, 65_536);
 }
 
-/// With 1000 bytes free, 1001 do not go in half; more than PIPE_BUF do.
+/// With room for 1000 bytes, a write of 1001 writes nothing; a write of more than PIPE_BUF bytes
+/// writes a part.
 #[test]
 fn truth_m_a_write_of_at_most_pipe_buf_is_all_or_nothing() {
     let fifo = Fifo::new();
@@ -186,7 +187,7 @@ fn truth_m_a_write_of_at_most_pipe_buf_is_all_or_nothing() {
     assert!((1..5000).contains(&n), "{n}");
 }
 
-/// Four writers, records of PIPE_BUF bytes: none is ever inside another.
+/// Four writers with records of PIPE_BUF bytes: no record has bytes of another one in it.
 #[test]
 fn truth_m_writes_of_at_most_pipe_buf_do_not_mix() {
     let fifo = Fifo::new();
@@ -211,11 +212,11 @@ fn truth_m_writes_of_at_most_pipe_buf_do_not_mix() {
     writers.into_iter().for_each(|writer| writer.join().unwrap());
 }
 
-/// HF5: a standard signal that is pending already is not pending twice.
+/// HF5: a standard signal that is already pending is not queued a second time.
 #[test]
 fn truth_d_five_signals_are_one_record() {
     thread::spawn(|| {
-        // Blocked in this thread, and sent to it alone: the others of the test process never see it.
+        // Blocked in this thread and sent to this thread: no other thread of the test gets it.
         for (signal, wanted) in [(libc::SIGUSR1, 1), (libc::SIGRTMIN() + 3, 5)] {
             let set = blocked(signal);
             let signals = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK).unwrap();
@@ -236,7 +237,7 @@ fn truth_d_five_signals_are_one_record() {
     .unwrap();
 }
 
-/// Real-time signals have no name in nix, so the set is made with sigaddset(3).
+/// nix has no names for real-time signals, so sigaddset(3) makes the set.
 fn blocked(signal: i32) -> SigSet {
     let mut set = SigSet::empty().as_ref().to_owned();
     // SAFETY: the set is this function's own.
@@ -247,7 +248,7 @@ fn blocked(signal: i32) -> SigSet {
     set
 }
 
-/// A number may come to mean another process; a pidfd never does.
+/// The kernel gives the number of a process to another one later; a pidfd means the first one only.
 #[test]
 fn truth_m_a_pidfd_of_a_reaped_process_is_esrch() {
     let mut child = Command::new("sleep").arg("60").spawn().unwrap();

@@ -1,4 +1,4 @@
-//! Requests per second on one connection: one at a time, and many under way at once.
+//! Requests per second on one connection: one at a time, and many in flight.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -28,14 +28,14 @@ fn main() {
     let mut group = criterion.benchmark_group("multiply");
     for depth in [1, DEEP] {
         group.throughput(Throughput::Elements(depth as u64));
-        group.bench_function(format!("{depth} under way"), |bencher| {
+        group.bench_function(format!("{depth} in flight"), |bencher| {
             bencher.iter(|| ask(&mut stream, depth))
         });
     }
     group.finish();
     let (one, many) = (rate(&mut stream, 1), rate(&mut stream, DEEP));
     println!(
-        "requests/s: {one:.0} one at a time, {many:.0} with {DEEP} under way: {:.1} times",
+        "requests/s: {one:.0} one at a time, {many:.0} with {DEEP} in flight: {:.1} times",
         many / one
     );
 }
@@ -47,7 +47,7 @@ fn ask(stream: &mut TcpStream, depth: usize) {
     assert_eq!(answers, ANSWER.repeat(depth));
 }
 
-/// In the same run and on the same connection, so that the ratio is one of like with like.
+/// Both rates come from the same run and the same connection, so that their ratio is fair.
 fn rate(stream: &mut TcpStream, depth: usize) -> f64 {
     let (start, mut requests) = (Instant::now(), 0);
     while start.elapsed() < Duration::from_secs(1) {

@@ -1,4 +1,4 @@
-//! The client as a user meets it.
+//! The client as a user runs it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use testkit::Server;
 
-/// Exit status, stdout and stderr of the client with these arguments and this on its stdin.
+/// Exit status, stdout and stderr of the client with these arguments and this stdin.
 fn client(port: u16, args: &[&str], stdin: &str) -> (i32, String, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_multiply-client"))
         .args([&["-p", &port.to_string()], args].concat())
@@ -30,7 +30,7 @@ fn server(args: &[&str]) -> Server {
 }
 
 #[test]
-fn one_shot() {
+fn a_request_on_the_command_line_is_answered() {
     let server = server(&[]);
     let port = server.addr.port();
     let ok = "Acknowledgment: Data received\nResult from server: 50.0\n";
@@ -60,7 +60,7 @@ fn prompts_as_the_ancestor_does() {
 }
 
 #[test]
-fn bytes_of_a_split_request() {
+fn a_split_request_is_shown_as_two_sends() {
     for framing in ["line", "length"] {
         let server = server(&["--framing", framing]);
         let args = ["--bytes", "--split", "3", "--pause", "50", "--framing", framing, "5", "10"];
@@ -71,7 +71,7 @@ fn bytes_of_a_split_request() {
 }
 
 #[test]
-fn a_pipeline() {
+fn a_pipeline_gives_all_answers_in_order() {
     let server = server(&[]);
     let (lines, answers): (Vec<_>, Vec<_>) =
         (0..1000).map(|i| (format!("{i} 2\n"), format!("{}.0\n", i * 2))).unzip();
@@ -82,7 +82,7 @@ fn a_pipeline() {
 }
 
 #[test]
-fn nobody_listens_or_the_server_goes_away() {
+fn a_missing_or_closing_server_is_one_line_of_error() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let gone = std::thread::spawn(move || drop(listener.accept().unwrap()));
@@ -103,8 +103,8 @@ fn a_busy_server_is_an_error() {
     assert!(status == 1 && err.contains("ERR busy"), "{err}");
 }
 
-/// The client, against a server that answers these bytes: all at once, or one byte per interval. Also
-/// returns how many bytes the server has sent when the client has ended.
+/// The client, against a server that answers these bytes: all at once, or one byte per interval.
+/// Also returns how many bytes the server has sent when the client has ended.
 fn against(answer: &'static [u8], interval: Duration) -> ((i32, String, String), usize) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

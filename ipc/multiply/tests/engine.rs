@@ -1,4 +1,4 @@
-//! The service without a socket: any split of the same bytes is the same conversation.
+//! The service without a socket: any split of the same bytes gives the same session.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use multiply::request::answer;
 use multiply::session::{INPUT, Next, OUTPUT, Session};
 use proptest::prelude::*;
 
-/// Everything `bytes` is answered, fed in pieces of these sizes (and then of one byte), sent `take` bytes at a time.
+/// All answers to `bytes`, which are fed in pieces of these sizes. The answers are sent `take`
+/// bytes at a time.
 fn talk(framing: Framing, bytes: &[u8], pieces: &[usize], take: usize) -> Vec<u8> {
     let now = Instant::now();
     let mut session = Session::new(framing, &Limits::default(), now);
@@ -45,7 +46,7 @@ fn framing() -> impl Strategy<Value = Framing> {
 
 proptest! {
     #[test]
-    fn any_split_is_answered_the_same(
+    fn any_split_gives_the_same_answers(
         framing in framing(),
         requests in prop::collection::vec("-?[0-9]{1,3}( [-+*/])? [0-9.ex]{1,4}", 1..40),
         pieces in prop::collection::vec(1usize..9, 0..200),
@@ -66,12 +67,13 @@ proptest! {
         bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\n'), Just(0)], 0..20_000),
         pieces in prop::collection::vec(1usize..5000, 0..50),
     ) {
-        prop_assert_eq!(talk(framing, &bytes, &pieces, 1000), talk(framing, &bytes, &[], usize::MAX));
+        let whole = talk(framing, &bytes, &[], usize::MAX);
+        prop_assert_eq!(talk(framing, &bytes, &pieces, 1000), whole);
     }
 }
 
 #[test]
-fn a_message_of_the_limit_and_one_more() {
+fn a_message_at_the_limit_is_answered_and_a_longer_one_is_an_error() {
     for framing in [Framing::Line, Framing::Length] {
         for (length, last) in [(MESSAGE_MAX, "number"), (MESSAGE_MAX + 1, "line too long")] {
             let mut bytes = Vec::new();
@@ -84,13 +86,13 @@ fn a_message_of_the_limit_and_one_more() {
 }
 
 #[test]
-fn many_small_requests_do_not_pile_up() {
+fn many_small_requests_do_not_grow_the_memory() {
     let lines = vec![b'\n'; 100_000];
     let out = talk(Framing::Line, &lines, &[], 999);
     assert_eq!(out, b"Data received\nERR two numbers expected\n".repeat(100_000));
 }
 
-/// A byte now and then does not wind the clock of a message up again.
+/// Further bytes of a message do not move its deadline.
 #[test]
 fn the_line_deadline_is_absolute() {
     let (start, limits) = (Instant::now(), Limits { line_timeout: 1000, ..Limits::default() });

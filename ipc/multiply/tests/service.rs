@@ -1,4 +1,4 @@
-//! The real programs as black boxes: the rows of the protocol, and hostile clients.
+//! The server as a black box: the rows of the protocol, and hostile clients.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::time::Instant;
@@ -8,15 +8,16 @@ use testkit::{End, Peer, Server, eventually};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_multiply-server");
 
-/// What a server must be back to: descriptors, threads, processes.
+/// Descriptors, threads and processes. At the end they must be what they were at the start.
 fn base(server: &Server) -> (usize, u64, usize) {
     (descriptors(server.pid()).len(), status_kib(server.pid(), "Threads"), server.family().len())
 }
 
-/// A request is answered, everything is back at the base line, nothing was said to be a defect, and SIGTERM ends it.
+/// Checks that a request is answered, that the counts are as before, that the log has no defect,
+/// and that SIGTERM ends the server.
 fn finish(mut server: Server, before: (usize, u64, usize)) {
     assert_eq!(ask(&mut server.connect(), b"6 7\n"), "42.0\n");
-    eventually("back at the base line", || (base(&server) == before).then_some(()));
+    eventually("the counts are as before", || (base(&server) == before).then_some(()));
     let log = server.log();
     assert!(!log.contains("panicked") && !log.contains("ALERT"), "{log}");
     server.stop().unwrap();
@@ -72,9 +73,9 @@ fn rows_m1_to_m5_on_one_connection() {
     finish(server, before);
 }
 
-/// M6: refused and closed, and the server has not grown by what it was sent.
+/// M6: the session ends with an error, and the server's memory does not grow.
 #[test]
-fn a_line_without_an_end() {
+fn a_line_without_a_newline_is_an_error_and_needs_no_memory() {
     let server = Server::start(SERVER, &[]);
     let before = base(&server);
     ask(&mut server.connect(), b"1 1\n");
@@ -91,7 +92,7 @@ fn a_line_without_an_end() {
     finish(server, before);
 }
 
-/// A small generator, so that the reference sees the same numbers again.
+/// A small random number generator.
 struct Numbers(u64);
 
 impl Numbers {
@@ -102,14 +103,14 @@ impl Numbers {
         self.0
     }
 
-    /// A decimal of at most 31 bits over a power of two, so that it is exact.
+    /// An integer divided by 16, which a double represents exactly.
     fn decimal(&mut self) -> f64 {
         (self.next() % 2_000_001) as f64 / 16.0 - 62_500.0
     }
 }
 
 #[test]
-fn ten_thousand_random_lines_pipelined() {
+fn ten_thousand_pipelined_random_lines_are_answered() {
     let server = Server::start(SERVER, &[]);
     let before = base(&server);
     let (mut numbers, mut lines, mut expected) =
@@ -145,18 +146,18 @@ fn ten_thousand_random_lines_pipelined() {
     finish(server, before);
 }
 
-/// A message in the second framing.
+/// A message with its length.
 fn framed(message: &[u8]) -> Vec<u8> {
     [&(message.len() as u32).to_be_bytes()[..], message].concat()
 }
 
-/// What a whole request is answered in the second framing.
+/// The answer to a request with its length.
 fn framed_answer(result: &str) -> Vec<u8> {
     [framed(b"Data received"), framed(result.as_bytes())].concat()
 }
 
 #[test]
-fn length_prefixed_split_at_each_byte() {
+fn a_length_prefixed_request_split_at_any_byte_is_answered() {
     let server = Server::start(SERVER, &["--framing", "length"]);
     let mut peer = server.connect();
     let (two, expected) = (
@@ -176,9 +177,9 @@ fn length_prefixed_split_at_each_byte() {
     assert_eq!(peer.read_exactly(1000 * expected.len()), expected.repeat(1000));
 }
 
-/// Whatever is in the message, the next one begins where the length says.
+/// The length alone says where the next message begins.
 #[test]
-fn length_prefixed_with_any_bytes_in_it() {
+fn a_length_prefixed_message_may_contain_any_bytes() {
     let server = Server::start(SERVER, &["--framing", "length"]);
     let before = descriptors(server.pid()).len();
     let mut peer = server.connect();
@@ -201,10 +202,10 @@ fn length_prefixed_with_any_bytes_in_it() {
     eventually("closed", || (descriptors(server.pid()).len() == before).then_some(()));
 }
 
-/// One too many, as the sign bit, as -1, as text of the other framing: the end, before a byte of it has to come; and
-/// what comes all the same is not kept.
+/// One more than the limit, the sign bit, -1, text of the other framing: the session ends before
+/// the message arrives, and bytes that follow are not stored.
 #[test]
-fn a_length_that_is_too_large() {
+fn a_length_that_is_too_large_ends_the_session() {
     let server = Server::start(SERVER, &["--framing", "length"]);
     server.connect().send(framed(b"1 1"));
     let memory = anonymous_bytes(server.pid());
@@ -233,9 +234,10 @@ fn a_length_that_is_too_large() {
     assert!(grown < 512 * 1024, "grew by {grown} bytes");
 }
 
-/// Cut off by a FIN it is no request; by silence, it is late. The whole one before it is answered.
+/// After a FIN it is not a request, and without further bytes it is a timeout. The complete request
+/// before it is answered.
 #[test]
-fn a_length_prefixed_message_that_is_cut_off() {
+fn a_part_of_a_length_prefixed_message_is_not_answered() {
     let server = Server::start(SERVER, &["--framing", "length", "--line-timeout", "300"]);
     let whole = framed(b"5 10");
     for cut in 1..whole.len() {
@@ -251,8 +253,8 @@ fn a_length_prefixed_message_that_is_cut_off() {
     }
 }
 
-/// Too small for a double is the double nearest to it, as in every other rounding; only beyond the largest there is no
-/// nearest one, and that is the overflow. So zero may be divided by where none was written.
+/// A result that is too small becomes the nearest double, which may be zero. A result larger than
+/// the largest double has no nearest double: that is the overflow.
 #[test]
 fn underflow_is_rounded_and_overflow_is_an_error() {
     let server = Server::start(SERVER, &[]);
@@ -282,7 +284,7 @@ fn underflow_is_rounded_and_overflow_is_an_error() {
 }
 
 #[test]
-fn slow_silent_reset_and_half_closing() {
+fn slow_silent_half_closed_and_reset_clients_free_their_workers() {
     let server =
         Server::start(SERVER, &["-n", "2", "--line-timeout", "300", "--idle-timeout", "300"]);
     let before = base(&server);
@@ -301,7 +303,7 @@ fn slow_silent_reset_and_half_closing() {
 }
 
 #[test]
-fn a_client_that_never_reads_is_cut_off() {
+fn a_client_that_never_reads_is_closed() {
     let server = Server::start(SERVER, &["-n", "1", "--write-timeout", "300"]);
     let before = base(&server);
     ask(&mut server.connect(), b"1 1\n");
@@ -316,7 +318,7 @@ fn a_client_that_never_reads_is_cut_off() {
 }
 
 #[test]
-fn a_full_house_is_refused_and_a_queue_is_served() {
+fn clients_over_the_limit_are_rejected_and_queued_clients_are_served() {
     let server = Server::start(SERVER, &["-n", "1", "--max-conns", "2"]);
     let before = base(&server);
     let (mut served, mut waiting) = (server.connect(), server.connect());
@@ -327,12 +329,12 @@ fn a_full_house_is_refused_and_a_queue_is_served() {
     drop(served);
     assert_eq!(waiting.read_exactly(19), b"Data received\n12.0\n");
     drop(waiting);
-    eventually("both have gone", || (base(&server) == before).then_some(()));
+    eventually("both are closed", || (base(&server) == before).then_some(()));
     finish(server, before);
 }
 
 #[test]
-fn out_of_descriptors_and_back() {
+fn a_server_without_descriptors_serves_again_when_there_are_some() {
     let server = Server::start(SERVER, &[]);
     let before = base(&server);
     let old = limit_descriptors(server.pid(), before.0 as u64);
@@ -346,7 +348,7 @@ fn out_of_descriptors_and_back() {
 }
 
 #[test]
-fn a_stop_answers_what_was_received_and_is_bounded_by_the_grace() {
+fn a_shutdown_ends_at_the_shutdown_timeout() {
     let mut server = Server::start(SERVER, &["--grace", "300"]);
     let mut peer = server.connect();
     assert_eq!(ask(&mut peer, b"2 2\n"), "4.0\n");
@@ -369,7 +371,7 @@ fn events_are_one_json_object_a_line() {
     ask(&mut peer, b"5 10\n");
     ask(&mut peer, b"\x1b[2J\"\xff 7\n");
     drop(peer);
-    let lines = eventually("both ends of the conversation", || {
+    let lines = eventually("all events of the session", || {
         let text = std::fs::read_to_string(out.path()).unwrap();
         let lines: Vec<serde_json::Value> =
             text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -382,7 +384,7 @@ fn events_are_one_json_object_a_line() {
     assert_eq!(lines[3]["why"], "the client left");
 }
 
-/// A pipe that nobody reads has room for few events. The clients are answered all the same.
+/// A pipe that no process reads has room for few events. The clients are still answered.
 #[test]
 fn events_that_nobody_reads_do_not_block_the_workers() {
     let (reader, writer) = std::io::pipe().unwrap();

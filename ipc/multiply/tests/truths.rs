@@ -1,4 +1,4 @@
-//! Kernel truth (o): a stream has no messages. What the naive pair takes for granted, and what it gets.
+//! Verified kernel behaviour (o): a stream has no messages. The naive pair assumes that it has.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ fn pair() -> (TcpStream, TcpStream) {
     (sender, listener.accept().unwrap().0)
 }
 
-/// Waits until so many bytes can be received at once.
+/// Waits until `n` bytes can be received at once.
 fn arrived(stream: &TcpStream, n: usize) {
     let mut buffer = vec![0; n];
     eventually("all has arrived", || (stream.peek(&mut buffer).unwrap() == n).then_some(()));
@@ -36,7 +36,7 @@ fn truth_o_two_sends_are_one_recv() {
     assert_eq!(&buffer[..n], b"Data received50.0");
 }
 
-/// The bytes of one send are more than the receiver's buffer has room for: no recv can return them all.
+/// The receive buffer is smaller than the bytes of one send: no recv can return all of them.
 #[test]
 fn truth_o_one_send_is_many_recv() {
     const ALL: usize = 1 << 20;
@@ -54,7 +54,7 @@ fn truth_o_one_send_is_many_recv() {
     assert!(calls > 1, "{calls} recv for one send");
 }
 
-/// One byte a segment, in both framings, and the answers are those of one write.
+/// One byte per segment, in both framings: the answers are the same as after one write.
 #[test]
 fn truth_o_the_protocol_round_trips_under_one_byte_writes() {
     for (framing, requests, answers) in [
@@ -75,14 +75,14 @@ fn truth_o_the_protocol_round_trips_under_one_byte_writes() {
     }
 }
 
-/// The naive server takes the first byte for the whole request, and gives no result at all.
+/// The naive server takes the first byte for the whole request and sends no result.
 #[test]
 fn truth_o_the_naive_server_fails_under_one_byte_writes() {
     let server = Server::start(NAIVE, &[]);
     assert_eq!(answer_when_split(&server, 1, b""), "Data received");
 }
 
-/// M7: the request in two segments, the second when the first has been taken. The same for both servers.
+/// M7: sends the request in two segments, the second after the server has read the first.
 fn answer_when_split(server: &Server, at: usize, newline: &[u8]) -> String {
     let mut peer = server.connect();
     let request = [b"5 10", newline].concat();
@@ -94,14 +94,14 @@ fn answer_when_split(server: &Server, at: usize, newline: &[u8]) -> String {
     String::from_utf8_lossy(&peer.read_to_end().0).into_owned()
 }
 
-/// True when the server has received all that this client sent: its socket's receive queue is empty again.
+/// True if the server has read everything that this client has sent: its receive queue is empty.
 fn taken(server: &Server, peer: &Peer) -> bool {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let (here, there) = (server.addr.port(), peer.addr().port());
     let row = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|words| {
         words[1].ends_with(&format!(":{here:04X}")) && words[2].ends_with(&format!(":{there:04X}"))
     });
-    // Gone from the table, or nothing left to receive.
+    // Closed, or nothing to read.
     row.is_none_or(|words| words[4].ends_with(":00000000"))
 }
 
@@ -127,14 +127,14 @@ fn truth_o_a_split_request_is_one_request() {
 #[test]
 fn truth_o_one_recv_is_not_a_request() {
     let server = Server::start(NAIVE, &[]);
-    // Seen by the client itself as well: the wrong product, and no error.
+    // The naive client prints the wrong product and no error.
     let naive = Command::new(env!("CARGO_BIN_EXE_naive-client"))
         .args(["-p", &server.addr.port().to_string(), "--split", "3", "5", "10"])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&naive.stdout).into_owned();
     assert!(naive.status.success() && text.contains("5.0") && !text.contains("50.0"), "{text}");
-    // And with the check that the other server passes.
+    // The other server passes this check.
     assert!(answer_when_split(&server, 3, b"\n").ends_with("5.0"));
     assert_ne!(answer_when_split(&server, 3, b"\n"), "Data received\n50.0\n");
 }

@@ -70,7 +70,7 @@ fn ask(args: &Args, dir: &Path, path: &Path, question: &Question) -> Result<()> 
         thread::sleep(Duration::from_millis(args.window));
         pause();
         if IS_LATE.load(SeqCst) && SIGUSR1_ARRIVED.load(SeqCst) {
-            bail!("SIGUSR1 arrived before pause(), and pause() did not return: a lost wake-up");
+            bail!("SIGUSR1 arrived before pause(), so pause() slept: a lost wake-up");
         }
         if IS_LATE.load(SeqCst) {
             bail!("no SIGUSR1 within {} ms", args.deadline);

@@ -1,4 +1,4 @@
-//! The real server in a directory of its own, the real client, and a client made by hand.
+//! The server in its own directory, the client, and a client that the test controls.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -75,7 +75,7 @@ impl Running {
         client(&self.dir, args).output().unwrap()
     }
 
-    /// Another client is answered.
+    /// Checks that another client is answered.
     pub fn serves(&self) {
         let out = self.ask(&["--count", "1", "-n", "7", "--json", "--deadline", "20000"]);
         assert!(out.status.success(), "{out:?}");
@@ -89,7 +89,7 @@ impl Running {
         }
     }
 
-    /// With `--events`: those of this kind so far.
+    /// The events of this kind so far; needs `--events`.
     pub fn events(&self, kind: &str) -> Vec<Value> {
         self.events.lock().unwrap().iter().filter(|event| event["event"] == kind).cloned().collect()
     }
@@ -98,7 +98,7 @@ impl Running {
         eventually(kind, || self.events(kind).into_iter().find(|event| fits(event)))
     }
 
-    /// The names in its directory that begin so.
+    /// The names in the directory that begin with `start`.
     pub fn names(&self, start: &str) -> Vec<String> {
         let entries = std::fs::read_dir(&self.dir).unwrap().flatten();
         entries
@@ -115,7 +115,7 @@ impl Running {
         open_fifo(&self.dir.join("req"), OFlag::O_WRONLY).unwrap().write_all(bytes).unwrap();
     }
 
-    /// SIGTERM: it ends with 0 and leaves no file.
+    /// Sends SIGTERM, and checks that the server exits with 0 and leaves no file.
     pub fn finish(mut self) {
         self.serves();
         self.signal(Signal::SIGTERM);
@@ -132,7 +132,7 @@ impl Drop for Running {
     }
 }
 
-/// A client made by hand: a reply FIFO that it has open, and nothing else.
+/// A client that has opened its reply FIFO and has not asked.
 pub struct Raw {
     pub question: Question,
     pub path: PathBuf,
@@ -147,7 +147,7 @@ impl Raw {
         Self { question: Question { nonce, n: 3, pid }, path, reply }
     }
 
-    /// The answer that comes, which must be to its own question.
+    /// Waits for the answer, and checks that it belongs to the question.
     pub fn answer(&mut self) -> Answer {
         let mut buffer = [0; 1024];
         let n = eventually("an answer", || self.reply.read(&mut buffer).ok().filter(|n| *n > 0));
@@ -163,7 +163,7 @@ pub fn client(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Good answers, so many, of so many numbers each.
+/// Checks that the client has printed this number of answers, with `n` numbers each.
 pub fn check(out: &Output, answers: usize, n: usize) {
     let text = String::from_utf8(out.stdout.clone()).unwrap();
     assert_eq!(text.lines().count(), answers, "{out:?}");
