@@ -7,7 +7,7 @@
 //! Diff base: server02a-poll
 //! Overload: refuse (over --max-conns a client gets `ERR busy`)
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, Read, Write};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -80,11 +80,9 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The most events that one epoll_wait returns. The next call returns the rest.
-const MAX_EVENTS: usize = 256;
+const MAX_EVENTS: usize = 256; // of one call; the next call returns the rest
 
-/// What to watch a descriptor for, and the key that epoll_wait returns for it. Level-triggered: a
-/// descriptor is reported in each call while it is ready.
+/// Level-triggered: epoll_wait reports a descriptor in each call while it is ready.
 fn event(interest: Interest, key: usize) -> EpollEvent {
     match interest {
         Interest::Read => EpollEvent::new(EpollFlags::EPOLLIN, key as u64),
@@ -93,21 +91,16 @@ fn event(interest: Interest, key: usize) -> EpollEvent {
     }
 }
 
-/// Accepts all connections in the backlog. accept returns EAGAIN when the backlog is empty.
+/// Accepts one connection. While the backlog has more, epoll_wait reports the listener again.
 fn accept(epoll: &Epoll, listener: &Socket, clients: &mut Clients<Socket>) -> Result<(), Failed> {
-    let now = Instant::now();
-    while clients.accepting() {
-        let accepted = listener.accept().and_then(|(conn, peer)| {
-            conn.set_nonblocking(true)?; // on Linux not inherited from the listener
-            epoll.add(&conn, event(Interest::Read, clients.next_key()))?;
-            Ok((conn, peer))
-        });
-        match accepted {
-            Ok((conn, peer)) => clients.insert(conn, Some(peer), now),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-            Err(e) => clients.accept_failed(&e)?,
-        }
+    let accepted = listener.accept().and_then(|(conn, peer)| {
+        conn.set_nonblocking(true)?; // on Linux not inherited from the listener
+        epoll.add(&conn, event(Interest::Read, clients.next_key()))?;
+        Ok((conn, peer))
+    });
+    match accepted {
+        Ok((conn, peer)) => clients.insert(conn, Some(peer), Instant::now()),
+        Err(e) => clients.accept_failed(&e)?, // goes on after EAGAIN and EINTR
     }
     Ok(())
 }

@@ -22,7 +22,6 @@ use lifecycle::{Server, Signals};
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Poll, Registry, Token};
-use nix::errno::Errno;
 use socket2::SockRef;
 
 /// TCP event-driven server: one process, many clients, mio
@@ -61,8 +60,7 @@ fn main() -> Result<(), Failed> {
         let timeout = timeout.map(|ms| Duration::from_millis(ms.into()));
         if let Err(e) = poll.poll(&mut events, timeout) {
             // Goes on after EINTR and ENOMEM.
-            let errno = Errno::from_raw(e.raw_os_error().unwrap_or_default());
-            args.server.wait_failed("epoll_wait", errno)?;
+            args.server.wait_failed("epoll_wait", e)?;
         }
 
         // mio reports the ready descriptors only, each with the token of its registration.
@@ -86,8 +84,7 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The most events that one poll returns. The next call returns the rest.
-const MAX_EVENTS: usize = 256;
+const MAX_EVENTS: usize = 256; // of one call; the next call returns the rest
 
 /// The most steps of one client in one iteration: a client that sends faster than the server reads
 /// would otherwise starve the others.

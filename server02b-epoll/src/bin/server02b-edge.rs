@@ -79,8 +79,7 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-/// The most events that one epoll_wait returns. The next call returns the rest.
-const MAX_EVENTS: usize = 256;
+const MAX_EVENTS: usize = 256; // of one call; the next call returns the rest
 
 /// The most steps of one client in one iteration: a client that sends faster than the server reads
 /// would otherwise starve the others.
