@@ -1,4 +1,4 @@
-//! Nagle's algorithm and the delayed ACK wait for each other: one table of seven ways to send two small parts.
+//! Nagle's algorithm and the delayed ACK wait for each other: seven ways to send two small parts.
 //!
 //! Run: cargo run -p tcp-cork
 //! Try: cargo run -p tcp-cork -- two-writes nodelay -n 5 --each
@@ -20,24 +20,25 @@ use socket2::{Domain, Socket, Type};
 use reply::{BODY, HEADER, Way, prepare, reply};
 
 const REQUEST: &[u8] = b"GET\n";
-/// Many times the kernel's longest delay.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Many times the longest delay of the kernel.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a reply of two small parts costs, by the way the server sends it
+/// How long a reply of two small parts takes, seven ways to send it
 #[derive(Parser)]
 struct Args {
     /// Ways to measure [default: all]
     #[arg(value_enum)]
     ways: Vec<Way>,
-    /// Requests for each way, one after the other on one connection
-    #[arg(short = 'n', long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u16).range(3..=200))]
+    /// Requests per way, one after the other on one connection
+    #[arg(short = 'n', long, default_value_t = 30, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u16).range(3..=200))]
     requests: u16,
-    /// Print the time of each request too
+    /// Also print the time of each request
     #[arg(long)]
     each: bool,
 }
 
-/// Times from the request to the last byte of the reply, and the segments of all replies.
+/// The time from each request to the last byte of its reply, and the segments of all replies.
 struct Measured {
     times: Vec<Duration>,
     segments: u32,
@@ -47,9 +48,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let ways = if args.ways.is_empty() { Way::value_variants() } else { &args.ways };
     let mut out = io::stdout();
-    let _ = writeln!(out, "{:16}{:>10}{:>11}  segments per reply", "server writes", "first ms", "median ms");
+    let _ = writeln!(out, "server writes     first ms  median ms  segments per reply");
     for way in ways {
-        let name = way.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        let value = way.to_possible_value();
+        let name = value.as_ref().map_or("", |value| value.get_name());
         let Measured { mut times, segments } = match measure(*way, args.requests) {
             Ok(measured) => measured,
             Err(e) => {
@@ -74,7 +76,7 @@ fn ms(time: Duration) -> String {
     format!("{:.2}", time.as_secs_f64() * 1000.0)
 }
 
-/// Both ends by turns in one thread: all that is waited for is the kernel's.
+/// Both ends in one thread: every wait is a wait of the kernel.
 fn measure(way: Way, requests: u16) -> io::Result<Measured> {
     let (client, server) = pair()?;
     prepare(&server, way)?;
@@ -90,12 +92,13 @@ fn measure(way: Way, requests: u16) -> io::Result<Measured> {
     Ok(Measured { times, segments: segments_with_data(&server)? })
 }
 
-/// A stream has no messages: a reply of two segments may take two reads.
+/// Reads until `left` bytes have arrived: a reply of two segments may need two reads.
 fn read_all(conn: &Socket, mut left: usize) -> io::Result<()> {
     let mut buffer = [0; 512];
     while left > 0 {
         let room = left.min(buffer.len());
-        match recv(conn.as_raw_fd(), buffer.get_mut(..room).unwrap_or_default(), MsgFlags::empty()) {
+        let room = buffer.get_mut(..room).unwrap_or_default();
+        match recv(conn.as_raw_fd(), room, MsgFlags::empty()) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => left -= n,
             Err(Errno::EINTR) => {}
@@ -105,19 +108,19 @@ fn read_all(conn: &Socket, mut left: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Segments sent so far that carried data: `tcpi_data_segs_out` of TCP_INFO.
+/// Segments with data that were sent: `tcpi_data_segs_out` of TCP_INFO.
 fn segments_with_data(conn: &Socket) -> io::Result<u32> {
-    // SAFETY: all zero bytes are a tcp_info.
+    // SAFETY: all bytes zero is a valid tcp_info.
     let mut info: libc::tcp_info = unsafe { mem::zeroed() };
     let mut len = mem::size_of_val(&info) as libc::socklen_t;
-    let place = (&raw mut info).cast();
-    // SAFETY: the kernel writes at most `len` bytes, and says how many.
-    let rc = unsafe { libc::getsockopt(conn.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &mut len) };
+    let (fd, to) = (conn.as_raw_fd(), (&raw mut info).cast());
+    // SAFETY: the kernel writes at most `len` bytes, the size of `info`.
+    let rc = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &mut len) };
     Errno::result(rc)?;
     Ok(info.tcpi_data_segs_out)
 }
 
-/// The two ends of a connection over loopback: the client's and the server's.
+/// Both ends of a connection over loopback: the client and the server.
 fn pair() -> io::Result<(Socket, Socket)> {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
@@ -126,8 +129,8 @@ fn pair() -> io::Result<(Socket, Socket)> {
     client.connect(&listener.local_addr()?)?;
     let (server, _) = listener.accept()?;
     for end in [&client, &server] {
-        end.set_read_timeout(Some(PATIENCE))?;
-        end.set_write_timeout(Some(PATIENCE))?;
+        end.set_read_timeout(Some(TIMEOUT))?;
+        end.set_write_timeout(Some(TIMEOUT))?;
     }
     Ok((client, server))
 }

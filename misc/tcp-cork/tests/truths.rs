@@ -1,5 +1,6 @@
-//! Kernel truth (f): Nagle and the delayed ACK, and what ends their wait. The delays are constants of the kernel, 40 ms at
-//! least and 200 ms; what is compared are medians, which a busy machine moves little.
+//! Kernel truth (f): Nagle and the delayed ACK, and how to avoid the wait. The delays are constants
+//! of the kernel: at least 40 ms, and 200 ms. The tests compare medians, which a busy machine
+//! changes little.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // test code
 
 use std::process::{Command, Output, Stdio};
@@ -17,8 +18,12 @@ struct Row {
 }
 
 fn rows(text: &str) -> Vec<Row> {
-    let numbers = |line: &str| line.split_whitespace().skip(1).map(|n| n.parse().unwrap()).collect::<Vec<f64>>();
-    text.lines().skip(1).map(numbers).map(|n| Row { first: n[0], median: n[1], segments: n[2] }).collect()
+    let row = |line: &str| {
+        let numbers = line.split_whitespace().skip(1).map(|n| n.parse().unwrap());
+        let n: Vec<f64> = numbers.collect();
+        Row { first: n[0], median: n[1], segments: n[2] }
+    };
+    text.lines().skip(1).map(row).collect()
 }
 
 fn measure(ways: &[&str]) -> Vec<Row> {
@@ -29,17 +34,17 @@ fn measure(ways: &[&str]) -> Vec<Row> {
     rows
 }
 
-/// Against this the slow ways are measured: one segment, sent at once.
+/// The reference for the slow ways: one segment, sent at once.
 fn writev_median() -> f64 {
     measure(&["writev"])[0].median
 }
 
-/// 40 ms or a little more, where a tick is long.
+/// 40 ms, or a little more if the tick of the kernel is long.
 fn is_a_delayed_ack(median: f64) -> bool {
     (30.0..150.0).contains(&median) && median > 5.0 * writev_median()
 }
 
-fn is_the_ceiling(ms: f64) -> bool {
+fn is_200_ms(ms: f64) -> bool {
     (180.0..1000.0).contains(&ms)
 }
 
@@ -50,7 +55,7 @@ fn truth_f_the_second_small_write_waits_for_the_delayed_ack() {
     assert_eq!(row.segments, 2.0);
 }
 
-/// The receiver begins in quick-ACK mode: a test with one request finds nothing.
+/// The receiver starts in quick-ACK mode, so a test with one request does not find the delay.
 #[test]
 fn truth_f_the_first_request_does_not_wait() {
     let fastest = (0..5).map(|_| measure(&["two-writes"])[0].first).fold(f64::INFINITY, f64::min);
@@ -65,7 +70,7 @@ fn truth_f_nodelay_does_not_wait_and_sends_two_segments() {
 }
 
 #[test]
-fn truth_f_one_write_and_more_and_cork_do_not_wait_and_send_one_segment() {
+fn truth_f_writev_msg_more_and_cork_do_not_wait_and_send_one_segment() {
     for row in measure(&["writev", "msg-more", "cork"]) {
         assert!(row.median < 20.0, "{row:?}");
         assert_eq!(row.segments, 1.0, "{row:?}");
@@ -73,17 +78,17 @@ fn truth_f_one_write_and_more_and_cork_do_not_wait_and_send_one_segment() {
 }
 
 #[test]
-fn truth_f_a_forgotten_uncork_costs_the_ceiling() {
+fn truth_f_a_forgotten_uncork_costs_200_ms() {
     let row = &measure(&["cork-forgotten"])[0];
-    assert!(is_the_ceiling(row.first) && is_the_ceiling(row.median), "{row:?}");
+    assert!(is_200_ms(row.first) && is_200_ms(row.median), "{row:?}");
     assert_eq!(row.segments, 1.0);
 }
 
-/// With nothing outstanding it costs the ceiling; later it goes with the ACK of the header.
+/// The first body waits for 200 ms; later bodies are sent with the ACK of the header.
 #[test]
-fn truth_f_a_forgotten_more_costs_the_ceiling_and_then_the_delayed_ack() {
+fn truth_f_a_forgotten_msg_more_costs_200_ms_and_then_the_delayed_ack() {
     let row = &measure(&["more-forgotten"])[0];
-    assert!(is_the_ceiling(row.first), "{row:?}");
+    assert!(is_200_ms(row.first), "{row:?}");
     assert!(is_a_delayed_ack(row.median), "{row:?}");
     assert!(row.segments > 1.5, "{row:?}");
 }
@@ -105,7 +110,7 @@ fn truth_f_the_kernel_counts_the_delayed_acks() {
 }
 
 #[test]
-fn wrong_words_are_usage_errors_and_a_closed_stdout_is_no_panic() {
+fn invalid_arguments_are_usage_errors_and_a_closed_stdout_is_no_panic() {
     for args in [&["-n", "2"][..], &["-n", "201"], &["nagle"], &["-n", "x"]] {
         let output = Command::new(BIN).args(args).stdin(Stdio::null()).output().unwrap();
         assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{args:?}");
