@@ -4,9 +4,8 @@
 //! own cache line, and they are atomics, because the parent reads them at any time.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 
@@ -73,6 +72,11 @@ impl Tally {
         self.wakeups.fetch_add(times.saturating_sub(by_signal.into()), SeqCst);
     }
 
+    fn row((tally, pid): (&Tally, Option<Pid>)) -> [u64; 4] {
+        let [connections, spurious] = [&tally.connections, &tally.spurious].map(|n| n.load(SeqCst));
+        [pid.map_or(0, |pid| pid.as_raw() as u64), connections, tally.wakeups(pid), spurious]
+    }
+
     pub fn count_spurious(&self) {
         self.spurious.fetch_add(1, SeqCst);
     }
@@ -118,8 +122,9 @@ impl Board {
     /// The last accepts, oldest first, one letter each.
     fn order(&self) -> String {
         let accepts = self.accepts.load(SeqCst) as usize;
-        let last = (accepts.saturating_sub(ORDER)..accepts).map(|turn| self.order.get(turn % ORDER));
-        last.flatten().map(|entry| char::from(entry.load(SeqCst))).collect()
+        let turns = accepts.saturating_sub(ORDER)..accepts;
+        let entries = turns.filter_map(|turn| self.order.get(turn % ORDER));
+        entries.map(|entry| char::from(entry.load(SeqCst))).collect()
     }
 
     pub fn print_if_requested(&self, args: &Args, pids: impl Iterator<Item = Option<Pid>>) {
@@ -130,12 +135,7 @@ impl Board {
 
     /// Prints the table to stderr, or JSON to stdout.
     pub fn print(&self, args: &Args, pids: impl Iterator<Item = Option<Pid>>) {
-        let row = |(tally, pid): (&Tally, Option<Pid>)| {
-            let number = pid.map_or(0, |pid| pid.as_raw() as u64);
-            let (connections, spurious) = (&tally.connections, &tally.spurious);
-            [number, connections.load(SeqCst), tally.wakeups(pid), spurious.load(SeqCst)]
-        };
-        let rows: Vec<[u64; 4]> = self.workers.iter().zip(pids).map(row).collect();
+        let rows: Vec<[u64; 4]> = self.workers.iter().zip(pids).map(Tally::row).collect();
         let (wait, order) = (format!("{:?}", args.options.way).to_lowercase(), self.order());
         if args.options.json {
             let _ = writeln!(io::stdout(), "{}", json(&wait, &rows, &order));
@@ -158,17 +158,16 @@ fn json(wait: &str, rows: &[[u64; 4]], order: &str) -> serde_json::Value {
 
 fn table(wait: &str, rows: &[[u64; 4]], order: &str) -> String {
     let sum = |column: fn(&[u64; 4]) -> u64| rows.iter().map(column).sum::<u64>();
-    let (connections, wakeups) = (sum(|row| row[1]), sum(|row| row[2]));
-    let spurious = sum(|row| row[3]);
-    let most = rows.iter().map(|row| row[1]).max().unwrap_or(0).max(1);
+    let (connections, wakeups, spurious) = (sum(|r| r[1]), sum(|r| r[2]), sum(|r| r[3]));
+    let most = rows.iter().map(|row| row[1]).fold(1, u64::max);
     let mut text = String::from("    connections  wake-ups  spurious\n");
     for (worker, [_, connections, wakeups, spurious]) in rows.iter().enumerate() {
-        let letter = char::from(letter(worker));
-        let bar = "#".repeat((connections * 40).div_ceil(most) as usize);
-        let _ = writeln!(text, "{letter}   {connections:11} {wakeups:9} {spurious:9}  {bar}");
+        let (letter, bar) = (char::from(letter(worker)), (connections * 40).div_ceil(most));
+        let bar = "#".repeat(bar as usize);
+        text += &format!("{letter}   {connections:11} {wakeups:9} {spurious:9}  {bar}\n");
     }
     let average = wakeups as f64 / connections.max(1) as f64;
-    let total = format!("all {connections:11} {wakeups:9} {spurious:9}");
-    let _ = writeln!(text, "{total}  {wait}: {average:.2} wake-ups per connection");
+    text += &format!("all {connections:11} {wakeups:9} {spurious:9}  {wait}: {average:.2}");
+    text += " wake-ups per connection\n";
     text + "order " + order.get(order.len().saturating_sub(64)..).unwrap_or_default() + "\n"
 }
