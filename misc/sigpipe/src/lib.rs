@@ -1,4 +1,5 @@
-//! Four ways in which a peer goes away, and the calls that find it out: the same for the bug and for the cures.
+//! Four ways in which a peer ends a connection, and the calls that notice it. The bug and the fixes
+//! use the same cases.
 #![warn(missing_docs)]
 
 use std::io;
@@ -12,19 +13,19 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::socket::{MsgFlags, recv, send};
 use socket2::{Domain, Socket, Type};
 
-/// On loopback the end of a connection is there at once; a call that finds none is ended after this.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The timeout of a wait. On loopback a FIN or a RST arrives at once.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How the peer goes away, and which of our calls comes first.
+/// How the peer ends the connection, and which of our calls is first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Case {
-    /// The peer resets the connection; we read first
+    /// The peer sends a RST; we read first
     AbortRead,
-    /// The peer resets the connection; we write first
+    /// The peer sends a RST; we write first
     AbortWrite,
-    /// The peer closes: a FIN
+    /// The peer closes with a FIN
     Fin,
-    /// The peer replies and closes with what we sent unread
+    /// The peer replies and closes without reading our bytes
     Unread,
 }
 
@@ -32,12 +33,12 @@ pub enum Case {
 enum Call {
     Recv,
     Send,
-    /// A send that is to work: its answer, a reset, is waited for.
+    /// A send that succeeds. Then wait for the RST that answers it.
     SendAndWait,
 }
 
 impl Case {
-    /// The calls that are made once the peer has gone.
+    /// The calls after the peer has closed.
     fn calls(self) -> &'static [Call] {
         match self {
             Case::AbortRead => &[Call::Recv, Call::Recv, Call::Send, Call::Send],
@@ -47,18 +48,22 @@ impl Case {
         }
     }
 
-    /// Makes the calls, and hands each to `say` when it has returned: who dies in a call does not hear of it.
+    /// Makes the calls and passes each result to `say`. A process that is killed in a call does not
+    /// print it.
     ///
     /// # Errors
-    /// No socket, or no connection over loopback, or no end of it.
+    /// The call that failed, or no FIN and no RST has arrived.
     pub fn play(self, flags: MsgFlags, mut say: impl FnMut(String)) -> io::Result<()> {
         let conn = self.connection()?;
-        // The FIN or the reset is here; POLLERR and POLLHUP need not be asked for.
+        // Wait for the FIN or the RST. poll reports POLLERR and POLLHUP without being asked for
+        // them.
         wait(&conn, libc::POLLRDHUP)?;
         for call in self.calls() {
             match call {
                 Call::Recv => say(receive(&conn)),
-                Call::Send | Call::SendAndWait => say(word("send", send(conn.as_raw_fd(), b"x", flags))),
+                Call::Send | Call::SendAndWait => {
+                    say(text("send", send(conn.as_raw_fd(), b"x", flags)));
+                }
             }
             if let Call::SendAndWait = call {
                 wait(&conn, 0)?;
@@ -67,13 +72,13 @@ impl Case {
         Ok(())
     }
 
-    /// A connection whose other end has gone.
+    /// A connection whose other end has closed.
     fn connection(self) -> io::Result<Socket> {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
         listener.listen(1)?;
         let conn = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        conn.set_read_timeout(Some(PATIENCE))?;
+        conn.set_read_timeout(Some(TIMEOUT))?;
         conn.connect(&listener.local_addr()?)?;
         let (peer, _) = listener.accept()?;
         match self {
@@ -85,18 +90,18 @@ impl Case {
                 send(peer.as_raw_fd(), b"reply", MsgFlags::MSG_NOSIGNAL)?;
             }
         }
-        drop(peer); // close: RST, FIN, or RST, in the order of the arms
+        drop(peer); // close: sends RST, FIN or RST, in the order of the arms
         Ok(conn)
     }
 }
 
-/// What SIGPIPE does to this process from now on, all its threads. A parent may have left it blocked: it would wait.
+/// Sets the disposition of SIGPIPE for the process, and unblocks it: a parent may have blocked it.
 ///
 /// # Errors
-/// Those of sigaction(2) and sigprocmask(2).
+/// The errors of sigaction(2) and sigprocmask(2).
 pub fn on_sigpipe(handler: SigHandler) -> io::Result<()> {
     let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handlers of this crate touch one atomic.
+    // SAFETY: the handlers of this crate only change one atomic.
     unsafe { sigaction(Signal::SIGPIPE, &action) }?;
     Ok(SigSet::from(Signal::SIGPIPE).thread_unblock()?)
 }
@@ -106,20 +111,20 @@ fn receive(conn: &Socket) -> String {
     match recv(conn.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
         Ok(0) => "recv 0".to_owned(),
         Ok(n) => format!("recv '{}'", String::from_utf8_lossy(buffer.get(..n).unwrap_or_default())),
-        Err(errno) => word("recv", Err::<(), Errno>(errno)),
+        Err(errno) => text("recv", Err::<(), Errno>(errno)),
     }
 }
 
-fn word<T>(call: &str, said: nix::Result<T>) -> String {
-    said.map_or_else(|errno| format!("{call} {errno:?}"), |_| format!("{call} ok"))
+fn text<T>(call: &str, result: nix::Result<T>) -> String {
+    result.map_or_else(|errno| format!("{call} {errno:?}"), |_| format!("{call} ok"))
 }
 
 fn wait(conn: &Socket, events: i16) -> io::Result<()> {
     let mut entry = libc::pollfd { fd: conn.as_raw_fd(), events, revents: 0 };
     // SAFETY: one entry, which the kernel reads and writes.
-    let rc = unsafe { libc::poll(&mut entry, 1, PATIENCE.as_millis() as i32) };
+    let rc = unsafe { libc::poll(&mut entry, 1, TIMEOUT.as_millis() as i32) };
     match Errno::result(rc)? {
-        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "the peer's end does not arrive")),
+        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "no FIN and no RST has arrived")),
         _ => Ok(()),
     }
 }
