@@ -34,7 +34,7 @@ pub(crate) const HELP: &str = "\
 = help /quit [TEXT]     leave (also /exit)
 = end help";
 
-impl Room {
+impl<H: Clone + Default> Room<H> {
     /// A line of a client without a nick.
     pub(crate) fn first_line(&mut self, id: ClientId, text: &str, now: Instant) {
         let nick = match text.split_once(' ') {

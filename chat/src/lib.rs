@@ -17,7 +17,7 @@
 //! # use chat::{Limits, Room, Slow};
 //! # use std::time::Instant;
 //! # let (limits, now) = (Limits::default(), Instant::now());
-//! let mut room = Room::open(&limits, &Default::default(), Slow::Kick).unwrap();
+//! let mut room: Room = Room::open(&limits, &Default::default(), Slow::Kick).unwrap();
 //! room.connect(1, [127, 0, 0, 1].into(), now); // from accept(2); the server numbers its clients
 //! room.received(1, &Ok(6), b"alice\n", now); // from read(2)
 //! while let Some(id) = room.next_changed() {
@@ -29,6 +29,7 @@
 #![warn(missing_docs)]
 
 pub mod cli;
+mod client;
 mod commands;
 pub mod event;
 pub mod history;
@@ -44,6 +45,6 @@ pub mod session;
 pub use cli::{Limits, Slow};
 pub use commands::is_nick;
 pub use event::Event;
-pub use room::{ClientId, Room};
+pub use room::{ClientId, Room, Step};
 pub use server::Options;
 pub use session::Session;

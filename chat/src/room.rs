@@ -1,7 +1,7 @@
 //! The room: its members, and what each of them is to be sent. It has no socket and no thread; the crate's page shows how a
 //! server uses it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
 use std::net::IpAddr;
@@ -11,10 +11,10 @@ use common::report::{Failed, Log as Report};
 use common::sock::is_transient;
 
 use crate::cli::{Limits, Slow};
+use crate::client::{Client, Updates, touch};
 use crate::event::{Event, GREETING};
 use crate::history::History;
 use crate::log::Log;
-use crate::outbox::Fit;
 use crate::session::Session;
 
 /// A client's number. A server never uses a number twice. A descriptor number is used again, and would name another client.
@@ -23,33 +23,23 @@ pub type ClientId = u64;
 /// Slots for clients that are being disconnected or rejected, in addition to `--max-conns`.
 const CLOSING_SLOTS: usize = 24;
 
-/// A client. It is a member if it has a nick.
-#[derive(Debug)]
-pub(crate) struct Client {
-    session: Session,
-    address: IpAddr,
-    pub(crate) nick: Option<String>,
-    pub(crate) echo: bool,
-    /// Its number is in `Updates::changed`.
-    is_changed: bool,
-    /// Its number is in `Room::touched`.
-    is_touched: bool,
-    /// Its entry in `Room::timers`.
-    timer: Option<Instant>,
+/// What the thread or task that writes to a client does next, see [`Room::next_step`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send the [`pending`](Session::pending) bytes, and give up at this time.
+    Write(Instant),
+    /// Send the FIN.
+    Finish,
+    /// Wait until the client has changed, and until this time at the latest.
+    Wait(Instant),
+    /// Close the socket, and [`remove`](Room::remove) the client.
+    Over,
 }
 
-/// Clients that the server or the room still has to handle.
-#[derive(Debug, Default)]
-struct Updates {
-    /// Clients that a server has not asked for yet, see [`Room::next_changed`].
-    changed: VecDeque<ClientId>,
-    /// Clients whose queue is full.
-    overflowed: Vec<ClientId>,
-}
-
-/// The room. A server reports what has happened, and then asks which clients have changed.
+/// The room. A server reports what has happened, and then asks which clients have changed. `H`: what the server keeps with
+/// each client in order to wake its thread or task. An event loop needs nothing.
 #[derive(Debug)]
-pub struct Room {
+pub struct Room<H = ()> {
     limits: Limits,
     policy: Slow,
     report: Report,
@@ -57,7 +47,7 @@ pub struct Room {
     /// Records for a server that writes the log itself, see [`Room::take_log`].
     records: Option<Vec<u8>>,
     pub(crate) history: History,
-    pub(crate) clients: BTreeMap<ClientId, Client>,
+    pub(crate) clients: BTreeMap<ClientId, Client<H>>,
     /// The members' nicks in lower case: nicks are compared without case.
     pub(crate) nicks: BTreeMap<String, ClientId>,
     updates: Updates,
@@ -67,12 +57,12 @@ pub struct Room {
     is_stopping: bool,
 }
 
-impl Room {
+impl<H: Clone + Default> Room<H> {
     /// An empty room. With a chat log, its history is read from the log. `policy`: what happens to a slow reader.
     ///
     /// # Errors
     /// The log cannot be opened.
-    pub fn open(limits: &Limits, report: &Report, policy: Slow) -> Result<Room, Failed> {
+    pub fn open(limits: &Limits, report: &Report, policy: Slow) -> Result<Room<H>, Failed> {
         let (log, said) = Log::of(limits, report)?.unzip();
         Ok(Room {
             limits: limits.clone(),
@@ -90,21 +80,25 @@ impl Room {
         })
     }
 
-    /// A client has been accepted. If the room is full, the client is told so, and its session ends.
-    pub fn connect(&mut self, id: ClientId, address: IpAddr, now: Instant) {
+    /// A client has been accepted. If the room is full, the client gets `! server-full`, and its session ends. Returns what
+    /// [`take_changed`](Self::take_changed) will return for this client.
+    pub fn connect(&mut self, id: ClientId, address: IpAddr, now: Instant) -> H {
         self.report.info(&format!("client {id}: {address} connected"));
         let open = self.clients.values().filter(|client| !client.session.is_closing());
         let (all, near) =
             open.fold((0, 0), |(all, near), client| (all + 1, near + u32::from(client.address == address)));
         let is_full = all >= self.limits.max_conns || (near >= self.limits.max_per_addr && !address.is_loopback());
         let session = Session::new(&self.limits, self.policy, now);
-        let (nick, echo, is_changed, is_touched, timer) = (None, false, false, false, None);
-        self.clients.insert(id, Client { session, address, nick, echo, is_changed, is_touched, timer });
+        let (handle, nick, echo) = (H::default(), None, false);
+        let (is_changed, is_touched, timer) = (false, false, None);
+        let client = Client { session, address, nick, echo, is_changed, is_touched, timer, handle: handle.clone() };
+        self.clients.insert(id, client);
         match is_full {
             _ if self.is_stopping => self.handle(id, Event::GoingDown, now),
             true => self.handle(id, Event::Full, now),
             false => self.send(id, GREETING, now),
         }
+        handle
     }
 
     /// Takes bytes from a client. No bytes mean the end of file.
@@ -122,6 +116,16 @@ impl Room {
             Err(e) if is_transient(e) => {}
             Err(_) => self.handle(id, Event::Lost, now),
         }
+    }
+
+    /// The bytes to send to a client.
+    pub fn pending(&self, id: ClientId) -> &[u8] {
+        self.session(id).map(Session::pending).unwrap_or_default()
+    }
+
+    /// Takes the result of send(2) for a client's [`pending`](Self::pending) bytes.
+    pub fn sent(&mut self, id: ClientId, sent: &io::Result<usize>, now: Instant) {
+        self.session_mut(id).into_iter().for_each(|session| _ = session.sent(sent, now));
     }
 
     /// The server has closed the socket: forgets the client.
@@ -146,6 +150,26 @@ impl Room {
                 touch(&mut self.touched, id, client);
                 return Some(id);
             }
+        }
+    }
+
+    /// The handles of all clients that have changed: for a server in which each client has its own thread or task.
+    pub fn take_changed(&mut self) -> Vec<H> {
+        let mut handles = Vec::new();
+        while let Some(id) = self.next_changed() {
+            handles.extend(self.clients.get(&id).map(|client| client.handle.clone()));
+        }
+        handles
+    }
+
+    /// What the thread or task that writes to a client does next. Handles the client's timeouts first.
+    pub fn next_step(&mut self, id: ClientId, now: Instant) -> Step {
+        self.tick_one(id, now);
+        let Some(session) = self.session_mut(id).filter(|session| !session.is_over()) else { return Step::Over };
+        match session.wants_write() {
+            true => Step::Write(session.deadline()),
+            false if session.finish(now) => Step::Finish,
+            false => Step::Wait(session.deadline()),
         }
     }
 
@@ -190,8 +214,7 @@ impl Room {
         due.into_iter().for_each(|id| self.tick_one(id, now));
     }
 
-    /// The same for one client: for a server in which each client has its own thread or task.
-    pub fn tick_one(&mut self, id: ClientId, now: Instant) {
+    fn tick_one(&mut self, id: ClientId, now: Instant) {
         let Some(session) = self.session_mut(id).filter(|session| session.deadline() <= now) else { return };
         if let Some(event) = session.timed_out(now) {
             self.handle(id, event, now);
@@ -241,7 +264,7 @@ impl Room {
         if self.clients.get(&id).is_some_and(|client| client.nick.is_some()) {
             self.session_mut(id).into_iter().for_each(|session| session.keep_until(now + idle_timeout));
         }
-        // A line can overflow a queue, and the line that tells so can overflow another one.
+        // A line can overflow a queue, and the line about that can overflow another one.
         while let Some(slow) = self.updates.overflowed.pop() {
             self.handle(slow, Event::TooSlow, now);
         }
@@ -275,7 +298,7 @@ impl Room {
         }
     }
 
-    /// Ends a session: the client gets its final message. The other members are told, if they had been told that it joined.
+    /// Ends a session: the client gets its final message. The other members read that it left, if they read before that it joined.
     pub(crate) fn leave(&mut self, id: ClientId, why: Event, now: Instant) {
         let is_member = self.clients.get(&id).is_some_and(|client| client.nick.is_some());
         let (reason, last) = why.ending(is_member).unwrap_or_default();
@@ -324,28 +347,6 @@ impl Room {
         if let Some(client) = self.clients.get_mut(&id) {
             self.updates.change(id, client);
         }
-    }
-}
-
-impl Updates {
-    fn push(&mut self, id: ClientId, client: &mut Client, line: &[u8], now: Instant) {
-        if client.session.push(line, now) == Fit::Overflow {
-            self.overflowed.push(id);
-        }
-        self.change(id, client);
-    }
-
-    fn change(&mut self, id: ClientId, client: &mut Client) {
-        if !mem::replace(&mut client.is_changed, true) {
-            self.changed.push_back(id);
-        }
-    }
-}
-
-/// The deadline of this client's session may have changed.
-fn touch(touched: &mut Vec<ClientId>, id: ClientId, client: &mut Client) {
-    if !mem::replace(&mut client.is_touched, true) {
-        touched.push(id);
     }
 }
 

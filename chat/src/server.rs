@@ -54,7 +54,7 @@ impl Options {
     ///
     /// # Errors
     /// The chat log cannot be opened.
-    pub fn room(&self, policy: Slow) -> Result<Room, Failed> {
+    pub fn room<H: Clone + Default>(&self, policy: Slow) -> Result<Room<H>, Failed> {
         Room::open(&self.limits, &self.log, policy)
     }
 

@@ -263,7 +263,7 @@ fn earliest(room: &Room) -> Option<Instant> {
 #[test]
 fn deadline_is_right_before_next_changed_is_called() {
     let limits = Limits { idle_timeout: 600, ..Limits::default() };
-    let mut room = Room::open(&limits, &Report::default(), Slow::Kick).unwrap();
+    let mut room: Room = Room::open(&limits, &Report::default(), Slow::Kick).unwrap();
     let now = Instant::now();
     assert_eq!(room.deadline(), None);
     room.connect(1, HERE, now);

@@ -23,7 +23,7 @@ use clap::Parser;
 use common::cli::Listen;
 use common::report::{self, Failed};
 use common::sock::listen;
-use rt::{AsyncFd, Executor, Interest, Notify};
+use rt::{AsyncFd, Executor, Notify};
 use socket2::Socket;
 
 /// A chat with a bug: it awaits one receiver after the other
@@ -37,7 +37,6 @@ fn main() -> Result<(), Failed> {
     let args = Args::parse();
     let executor = Executor::new().context("epoll_create1")?;
     let listener = listen(&args.listen, 128)?;
-    listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
     let listener = AsyncFd::new(executor, listener).context("epoll_ctl")?;
     let room: &'static Room = Box::leak(Box::default());
     executor.spawn(broadcast(room));
@@ -60,9 +59,8 @@ async fn accept(
     listener: AsyncFd<Socket>,
 ) -> Result<(), Failed> {
     for id in 1.. {
-        let accepted = listener.async_io(Interest::READABLE, Socket::accept).await;
+        let accepted = listener.read(Socket::accept).await;
         let (conn, _) = accepted.context("accept")?;
-        conn.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
         let conn = Rc::new(AsyncFd::new(executor, conn).context("epoll_ctl")?);
         room.clients.borrow_mut().insert(id, Rc::clone(&conn));
         executor.spawn(read(room, id, conn));
@@ -72,7 +70,7 @@ async fn accept(
 
 async fn read(room: &'static Room, id: u64, conn: Rc<AsyncFd<Socket>>) {
     let mut buffer = [0; 1024];
-    while let Ok(n @ 1..) = conn.async_io(Interest::READABLE, |mut c| c.read(&mut buffer)).await {
+    while let Ok(n @ 1..) = conn.read(|mut conn| conn.read(&mut buffer)).await {
         let bytes = buffer.get(..n).unwrap_or_default().to_vec();
         room.lines.borrow_mut().push_back((id, bytes));
         room.changed.notify_all();
@@ -96,7 +94,7 @@ async fn broadcast(room: &'static Room) {
 
 async fn write_all(conn: &AsyncFd<Socket>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        let n = conn.async_io(Interest::WRITABLE, |conn| conn.send(bytes)).await?;
+        let n = conn.write(|conn| conn.send(bytes)).await?;
         bytes = bytes.get(n..).unwrap_or_default();
     }
     Ok(())

@@ -16,12 +16,12 @@ fn pair(rt: &'static Executor) -> (AsyncFd<UnixStream>, AsyncFd<UnixStream>) {
 
 async fn byte(fd: &AsyncFd<UnixStream>) -> Option<u8> {
     let mut byte = [0];
-    let n = fd.async_io(Interest::READABLE, |mut stream| stream.read(&mut byte)).await.unwrap();
+    let n = fd.read(|mut stream| stream.read(&mut byte)).await.unwrap();
     (n == 1).then_some(byte[0])
 }
 
 async fn say(fd: &AsyncFd<UnixStream>, byte: u8) {
-    fd.async_io(Interest::WRITABLE, |mut stream| stream.write(&[byte])).await.unwrap();
+    fd.write(|mut stream| stream.write(&[byte])).await.unwrap();
 }
 
 fn in_ms(ms: u64) -> Instant {
