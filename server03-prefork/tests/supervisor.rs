@@ -17,6 +17,8 @@ fn start(args: &[&str]) -> Server {
     let args = [&["-n", "4"], args].concat();
     let server = Server::start(env!("CARGO_BIN_EXE_server03-prefork"), &args);
     assert_eq!(workers(&server).len(), WORKERS, "the ready line means that all workers exist");
+    let sleeps = |worker: &i32| procs::thread_states(*worker) == ['S'];
+    eventually("all workers sleep in accept", || workers(&server).iter().all(sleeps).then_some(()));
     server
 }
 

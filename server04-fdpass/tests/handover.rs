@@ -18,7 +18,14 @@ fn start(workers: usize) -> Server {
     let args = ["-v", "-n", &workers.to_string()];
     let server = Server::start(env!("CARGO_BIN_EXE_server04-fdpass"), &args);
     assert_eq!(pool(&server).len(), workers, "the ready line means that all workers exist");
+    wait_until_free(&server);
     server
+}
+
+/// Waits until every worker sleeps in recvmsg.
+fn wait_until_free(server: &Server) {
+    let sleeps = |worker: &i32| procs::thread_states(*worker) == ['S'];
+    eventually("all workers sleep", || pool(server).iter().all(sleeps).then_some(()));
 }
 
 fn pool(server: &Server) -> BTreeSet<i32> {
@@ -104,8 +111,7 @@ fn clients_wait_in_the_backlog_while_all_workers_are_busy_also_after_kills() {
         old.iter().for_each(|worker| signal(*worker, Signal::SIGKILL));
         let is_replaced = || pool(&server).len() == 2 && pool(&server).is_disjoint(&old);
         eventually("both workers are replaced", || is_replaced().then_some(()));
-        let sleeps = |worker: &i32| procs::thread_states(*worker) == ['S'];
-        eventually("both sleep in recvmsg", || pool(&server).iter().all(sleeps).then_some(()));
+        wait_until_free(&server);
         wait_until_passed(&server);
     }
     let mut served: Vec<Peer> = (0..2).map(|_| server.connect()).collect();
@@ -217,7 +223,7 @@ fn forged_message_is_ignored_and_leaks_no_descriptor() {
     drop(channel);
     // The worker has closed what they carried, and receives the next client.
     server.connect().ask(3000);
-    assert!(server.log().contains("unexpected message"));
+    server.wait_log("unexpected message");
     assert_eq!(only_worker(&server), worker);
     oracle::finish(server, &base);
 }
