@@ -40,7 +40,7 @@ fn main() -> Result<(), Failed> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1")?;
     epoll.add(&signals, event(Interest::Read, SIGNALS)).context("epoll_ctl")?;
     epoll.add(&listener, event(Interest::Read, LISTENER)).context("epoll_ctl")?;
-    let (mut events, mut is_watched) = ([EpollEvent::empty(); MAX_EVENTS], true);
+    let (mut events, mut is_watched) = ([EpollEvent::empty(); 256], true);
 
     let mut clients: Clients<Socket> = Clients::new(max_conns, &args.server);
     report::ready(&listener);
@@ -70,7 +70,8 @@ fn main() -> Result<(), Failed> {
         for key in ready.chain(clients.expired(now)) {
             match key {
                 SIGNALS => clients.stop(&signals, &listener, now),
-                LISTENER => accept(&epoll, &listener, &mut clients)?,
+                LISTENER if clients.accepting() => accept(&epoll, &listener, &mut clients)?,
+                LISTENER => {} // a signal in this iteration has shut the listener down
                 client => serve(&epoll, &mut clients, client, now),
             }
         }
@@ -79,8 +80,6 @@ fn main() -> Result<(), Failed> {
     args.server.log.cpu_time();
     Ok(())
 }
-
-const MAX_EVENTS: usize = 256; // of one call; the next call returns the rest
 
 /// Level-triggered: epoll_wait reports a descriptor in each call while it is ready.
 fn event(interest: Interest, key: usize) -> EpollEvent {

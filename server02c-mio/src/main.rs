@@ -47,7 +47,7 @@ fn main() -> Result<(), Failed> {
     let fd = signals.as_fd().as_raw_fd();
     poll.registry().register(&mut SourceFd(&fd), Token(SIGNALS), BOTH).context("epoll_ctl")?;
     poll.registry().register(&mut listener, Token(LISTENER), BOTH).context("epoll_ctl")?;
-    let mut events = Events::with_capacity(MAX_EVENTS);
+    let mut events = Events::with_capacity(256);
     // The kernel reports a change once. The program has to remember who is ready until a read, a
     // write or an accept returns EAGAIN.
     let (mut ready, mut listener_ready) = (BTreeSet::new(), false);
@@ -83,8 +83,6 @@ fn main() -> Result<(), Failed> {
     args.server.log.cpu_time();
     Ok(())
 }
-
-const MAX_EVENTS: usize = 256; // of one call; the next call returns the rest
 
 /// The most steps of one client in one iteration: a client that sends faster than the server reads
 /// would otherwise starve the others.

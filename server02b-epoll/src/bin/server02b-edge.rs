@@ -42,7 +42,7 @@ fn main() -> Result<(), Failed> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1")?;
     epoll.add(&signals, event(SIGNALS)).context("epoll_ctl")?;
     epoll.add(&listener, event(LISTENER)).context("epoll_ctl")?;
-    let mut events = [EpollEvent::empty(); MAX_EVENTS];
+    let mut events = [EpollEvent::empty(); 256];
     // The kernel reports a change once. The program has to remember who is ready until a read, a
     // write or an accept returns EAGAIN.
     let (mut ready, mut listener_ready) = (BTreeSet::new(), false);
@@ -78,8 +78,6 @@ fn main() -> Result<(), Failed> {
     args.server.log.cpu_time();
     Ok(())
 }
-
-const MAX_EVENTS: usize = 256; // of one call; the next call returns the rest
 
 /// The most steps of one client in one iteration: a client that sends faster than the server reads
 /// would otherwise starve the others.
