@@ -1,5 +1,7 @@
-//! Kernel truths (a), (b) and (p): how many sleepers a connection wakes, in which order, and counters that lose nothing.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)] // test code
+//! Verified kernel behaviour (a), (b) and (p): how many workers a connection wakes, in which order, and
+//! counters in shared memory that lose nothing.
+// Test code: the lints know only #[test] functions as such.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -36,19 +38,22 @@ impl Lab {
         self.server.family().iter().map(|p| p.pid).filter(|pid| *pid != self.server.pid()).collect()
     }
 
-    /// Until every worker sleeps in its wait: not in a conversation, not at work, not on its way back to sleep.
+    /// Returns when every worker sleeps in its wait: not in a session and not in --busy.
     fn rest(&self) {
-        let elsewhere = ["", "0", "wait_woken", "hrtimer_nanosleep", "do_nanosleep", "common_nsleep"];
+        let in_session = ["", "0", "wait_woken"];
+        let in_sleep = ["hrtimer_nanosleep", "do_nanosleep", "common_nsleep"];
+        let elsewhere = [in_session, in_sleep].concat();
         eventually("all children sleep", || {
             let family = self.server.family();
             let sleeps = |pid| !elsewhere.contains(&wchan(pid).as_str());
-            let all = family.len() == self.children + 1 && family.iter().all(|p| p.state == 'S' && sleeps(p.pid));
-            // A second look at the state: between the first one and wchan it could have run.
+            let complete = family.len() == self.children + 1;
+            let all = complete && family.iter().all(|p| p.state == 'S' && sleeps(p.pid));
+            // Check the state again: the process could have run before wchan was read.
             (all && self.server.family() == family).then_some(())
         });
     }
 
-    /// Connections one after the other, each when the last one is gone and all children sleep again.
+    /// Connects again when the last connection has been closed and all workers sleep.
     fn one_by_one(&self, n: usize) {
         for _ in 0..n {
             self.server.connect().ask(1);
@@ -61,7 +66,8 @@ impl Lab {
         let before = lines();
         self.server.signal(Signal::SIGUSR1);
         eventually("a line of JSON", || (lines() > before).then_some(()));
-        serde_json::from_str(fs::read_to_string(self.stdout.path()).unwrap().lines().last().unwrap()).unwrap()
+        let text = fs::read_to_string(self.stdout.path()).unwrap();
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
     }
 
     fn order(&self) -> Vec<u8> {
@@ -84,7 +90,8 @@ fn wakeups(args: &[&str]) -> f64 {
     let report = lab.report();
     assert_eq!(sum(&report, "connections"), CONNECTIONS as u64);
     let per_connection = sum(&report, "wakeups") as f64 / CONNECTIONS as f64;
-    eprintln!("{args:?}: {per_connection:.2} wake-ups per connection, {} spurious", sum(&report, "spurious"));
+    let spurious = sum(&report, "spurious");
+    eprintln!("{args:?}: {per_connection:.2} wake-ups per connection, {spurious} spurious");
     per_connection
 }
 
@@ -142,8 +149,8 @@ fn truth_b_accept_takes_turns() {
     assert_eq!(first, b"ABCD");
 }
 
-/// The entries on the listener's queue stay where they are: the head of the queue wins, the second one works while the
-/// first one is busy, and so on. A burst as large as the pool shows the order of the entries.
+/// The entries in the listener's queue keep their order: the first idle worker gets the connection. A
+/// burst with as many clients as workers shows the order.
 #[test]
 fn truth_b_exclusive_prefers_the_first_registered() {
     let lab = Lab::start(4, &["--wait", "exclusive", "--busy", "50"]);
@@ -153,7 +160,8 @@ fn truth_b_exclusive_prefers_the_first_registered() {
         for _ in 0..burst {
             peers.push(lab.server.connect());
             let peer = peers.last().unwrap();
-            eventually("accepted", || (!procs::holders(&lab.server, peer).is_empty()).then_some(()));
+            let is_accepted = || !procs::holders(&lab.server, peer).is_empty();
+            eventually("accepted", || is_accepted().then_some(()));
         }
         wanted.push(burst);
         peers.iter_mut().for_each(|peer| peer.ask(1));
@@ -190,16 +198,17 @@ fn truth_p_no_connection_is_lost_from_the_counters() {
     assert_eq!(report["order"].as_str().unwrap().len(), 4000);
 }
 
-/// The lock belongs to the holder's open file: when the holder dies, the kernel lets the next one have it.
+/// The lock belongs to the open file description of the worker: if the worker dies, the kernel
+/// releases the lock.
 #[test]
-fn a_lock_holder_that_is_killed_blocks_nobody() {
+fn killed_lock_holder_releases_the_lock() {
     let lab = Lab::start(8, &["--wait", "flock"]);
+    let accepts = |pid| wchan(pid) == "inet_csk_accept";
     for _ in 0..8 {
-        let holder =
-            eventually("one in accept", || lab.workers().into_iter().find(|pid| wchan(*pid) == "inet_csk_accept"));
+        let holder = eventually("one in accept", || lab.workers().into_iter().find(|pid| accepts(*pid)));
         kill(Pid::from_raw(holder), Signal::SIGKILL).unwrap();
-        // A process that is dying can still take a connection with it.
-        eventually("the holder is gone", || (!procs::is_there(holder)).then_some(()));
+        // A dying process can still accept a connection.
+        eventually("the holder has ended", || (!procs::is_there(holder)).then_some(()));
         lab.server.connect().ask(1);
     }
 }
