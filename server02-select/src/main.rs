@@ -32,9 +32,10 @@ struct Args {
 
 fn main() -> Result<(), Failed> {
     let args = Args::parse();
-    // A set has one bit for each descriptor number below FD_SETSIZE, and FD_SET of a larger number
+    // A set has one bit per descriptor number below FD_SETSIZE. In C, FD_SET of a larger number
     // writes past its end. With this RLIMIT_NOFILE the kernel hands out no larger number.
     let max_conns = args.max_conns.within(FD_SETSIZE as u64)?;
+    // A descriptor that is readable when SIGTERM or SIGINT is pending.
     let signals = Signals::new()?;
     let listener = args.server.listen()?;
     // A client may disconnect before accept: accept must not block the other clients.

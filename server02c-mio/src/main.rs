@@ -37,6 +37,7 @@ fn main() -> Result<(), Failed> {
     let args = Args::parse();
     // Any descriptor number can be watched: the only limit is RLIMIT_NOFILE.
     let max_conns = args.max_conns.within(u64::MAX)?;
+    // A descriptor that is readable when SIGTERM or SIGINT is pending.
     let signals = Signals::new()?;
     let listener = args.server.listen()?;
     // A client may disconnect before accept: accept must not block the other clients.
