@@ -4,19 +4,15 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
-/// sysexits.h: the kernel has no such call, or does not permit it.
-const UNAVAILABLE: u8 = 69;
 /// The time between two checks of a child.
 const INTERVAL: Duration = Duration::from_millis(2);
 
@@ -63,40 +59,15 @@ pub fn leave(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// While this value exists, the signals that end the process are blocked, so that no file and no
-/// process is left behind.
-pub struct BlockedSignals(SigSet);
-
-impl BlockedSignals {
-    /// Blocks SIGINT, SIGTERM, SIGHUP and SIGQUIT.
-    pub fn new() -> Result<BlockedSignals> {
-        let signals =
-            SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
-        let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))
-            .context("sigprocmask")?;
-        Ok(BlockedSignals(before))
-    }
-}
-
-impl Drop for BlockedSignals {
-    fn drop(&mut self) {
-        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.0), None);
-    }
+/// Blocks the signals that end the process until the program exits, so that no file and no process is
+/// left behind. Each program ends within a few seconds.
+pub fn block_signals() -> Result<()> {
+    let signals =
+        SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
+    signals.thread_block().context("sigprocmask")
 }
 
 /// Prints a line. A closed stdout does not end the program.
 pub fn say(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
-}
-
-/// Prints an error as one line and returns the exit status: 69 if the kernel has no such call or
-/// does not permit it, otherwise 1.
-pub fn end(program: &str, outcome: Result<()>) -> ExitCode {
-    let Err(error) = outcome else { return ExitCode::SUCCESS };
-    let _ = writeln!(io::stderr(), "{program}: {error:#}");
-    match error.downcast_ref::<Errno>() {
-        Some(Errno::ENOSYS | Errno::EPERM) => ExitCode::from(UNAVAILABLE),
-        _ => ExitCode::FAILURE,
-    }
 }

@@ -4,11 +4,12 @@
 //! Try: strace -f -e trace=write,exit_group target/debug/buffer-fixed --fix exit
 
 use std::io::{self, Write};
-use std::process::{self, ExitCode};
+use std::process;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use fork_hazards::{end, leave, say};
+use common::report::Failed;
+use fork_hazards::{leave, say};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 
@@ -28,8 +29,8 @@ enum Fix {
     Exit,
 }
 
-fn main() -> ExitCode {
-    end("buffer-fixed", demonstrate(Args::parse().fix))
+fn main() -> Result<(), Failed> {
+    Ok(demonstrate(Args::parse().fix)?)
 }
 
 fn demonstrate(fix: Fix) -> Result<()> {

@@ -4,11 +4,12 @@
 //! Try: cargo run -p fork-hazards --bin buffer-fixed -- --fix flush
 
 use std::io::{self, Write};
-use std::process::{self, ExitCode};
+use std::process;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fork_hazards::{end, say};
+use common::report::Failed;
+use fork_hazards::say;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 
@@ -16,9 +17,9 @@ use nix::unistd::{ForkResult, fork};
 #[derive(Parser)]
 struct Args {}
 
-fn main() -> ExitCode {
+fn main() -> Result<(), Failed> {
     let Args {} = Args::parse();
-    end("buffer", demonstrate())
+    Ok(demonstrate()?)
 }
 
 fn demonstrate() -> Result<()> {

@@ -7,11 +7,11 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use fork_hazards::{BlockedSignals, die_with, end, end_child, leave, say};
+use common::report::Failed;
+use fork_hazards::{block_signals, die_with, end_child, leave, say};
 use nix::fcntl::OFlag;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::waitpid;
@@ -22,13 +22,13 @@ use socket2::{Domain, Socket, Type};
 #[derive(Parser)]
 struct Args {}
 
-fn main() -> ExitCode {
+fn main() -> Result<(), Failed> {
     let Args {} = Args::parse();
-    end("listener-fixed", demonstrate())
+    Ok(demonstrate()?)
 }
 
 fn demonstrate() -> Result<()> {
-    let _blocked = BlockedSignals::new()?;
+    block_signals()?;
     // When the server has ended, the worker becomes a child of this process, which can reap it.
     set_child_subreaper(true).context("PR_SET_CHILD_SUBREAPER")?;
     let (ready, notify) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;

@@ -5,14 +5,15 @@
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, ValueEnum};
-use fork_hazards::{die_with, end, end_child, leave, say, wait_with_timeout};
+use common::report::Failed;
+use fork_hazards::{die_with, end_child, leave, say, wait_with_timeout};
 use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2, read};
 
@@ -41,11 +42,11 @@ enum Fix {
     Command,
 }
 
-fn main() -> ExitCode {
+fn main() -> Result<(), Failed> {
     let args = Args::parse();
     if args.program {
         say("the child has printed: a new program");
-        return ExitCode::SUCCESS;
+        return Ok(());
     }
     let timeout = Duration::from_millis(args.timeout);
     let outcome = match args.fix {
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
         Fix::Write => write(timeout),
         Fix::Command => command(),
     };
-    end("lock-fixed", outcome)
+    Ok(outcome?)
 }
 
 /// The child exists before the thread that locks stdout.

@@ -5,14 +5,14 @@
 //! Try: cargo run -p fork-hazards --bin lock-fixed -- --fix write
 
 use std::io::{self, Write};
-use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fork_hazards::{die_with, end, end_child, leave, say, wait_with_timeout, wchan};
+use common::report::Failed;
+use fork_hazards::{die_with, end_child, leave, say, wait_with_timeout, wchan};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
 /// A child blocks in a print call: another thread held the lock of stdout at the fork
@@ -24,8 +24,8 @@ struct Args {
     timeout: u64,
 }
 
-fn main() -> ExitCode {
-    end("lock", demonstrate(Duration::from_millis(Args::parse().timeout)))
+fn main() -> Result<(), Failed> {
+    Ok(demonstrate(Duration::from_millis(Args::parse().timeout))?)
 }
 
 fn demonstrate(timeout: Duration) -> Result<()> {

@@ -4,11 +4,11 @@
 //! Try: cargo run -p fork-hazards --bin panic-fixed
 
 use std::panic::{self, catch_unwind, panic_any};
-use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fork_hazards::{BlockedSignals, end, leave, say};
+use common::report::Failed;
+use fork_hazards::{block_signals, leave, say};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, getpid};
 use tempfile::NamedTempFile;
@@ -17,13 +17,13 @@ use tempfile::NamedTempFile;
 #[derive(Parser)]
 struct Args {}
 
-fn main() -> ExitCode {
+fn main() -> Result<(), Failed> {
     let Args {} = Args::parse();
-    end("panic", serve())
+    Ok(serve()?)
 }
 
 fn serve() -> Result<()> {
-    let _blocked = BlockedSignals::new()?;
+    block_signals()?;
     panic::set_hook(Box::new(|_| say(format_args!("process {}: panic", getpid()))));
     let main_process = getpid();
     // The drop of this value removes the file.
