@@ -25,8 +25,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::sync::watch::{self, Receiver};
-use tokio::task::JoinSet;
-use tokio::{select, time};
+use tokio::{select, task::JoinSet, time};
 
 /// TCP concurrent server: one task per client on tokio
 #[derive(Parser)]
@@ -63,8 +62,9 @@ async fn run(args: Args, mut signals: Receiver<u32>) -> Result<(), Failed> {
             accepted = listener.accept(), if tasks.len() < max_conns => match accepted {
                 // Starts a task that serves this client. The loop does not wait for the task.
                 Ok(client) => { tasks.spawn(serve(client, Arc::clone(&server), signals.clone())); }
-                // A pause after EMFILE. thread::sleep would block the thread and all its tasks.
-                Err(e) => time::sleep(backoff.pause("accept", &e, &server.log)?).await,
+                // A pause after EMFILE, or until a signal. thread::sleep would also block tasks.
+                Err(e) => drop(time::timeout(
+                    backoff.pause("accept", &e, &server.log)?, signals.clone().changed()).await),
             },
             Some(_) = tasks.join_next() => {} // a task has ended
             _ = signals.changed() => break,
