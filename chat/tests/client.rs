@@ -12,7 +12,7 @@ use std::thread;
 
 use nix::pty::{Winsize, openpty};
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
-use testkit::{PATIENCE, eventually};
+use testkit::{TIMEOUT, eventually};
 
 const BIN: &str = env!("CARGO_BIN_EXE_chat");
 
@@ -42,7 +42,7 @@ impl Script {
         self.listener.set_nonblocking(true).unwrap();
         let (conn, _) = eventually("the client connects", || self.listener.accept().ok());
         conn.set_nonblocking(false).unwrap();
-        conn.set_read_timeout(Some(PATIENCE)).unwrap();
+        conn.set_read_timeout(Some(TIMEOUT)).unwrap();
         Line { reader: BufReader::new(conn) }
     }
 

@@ -60,7 +60,7 @@ fn truth_q_close_does_not_wake_accept_and_the_next_client_is_accepted() {
     assert!(sleeps_in_accept(tid));
 
     let mut client = TcpStream::connect(addr).unwrap();
-    let conn = own(accepted.recv_timeout(testkit::PATIENCE).unwrap().unwrap());
+    let conn = own(accepted.recv_timeout(testkit::TIMEOUT).unwrap().unwrap());
     client.write_all(b"x").unwrap();
     let conn = TcpStream::from(conn);
     assert_eq!(conn.peek(&mut [0]).unwrap(), 1, "the connection works");
@@ -74,7 +74,7 @@ fn truth_q_shutdown_wakes_accept_with_einval_and_later_calls_fail_too() {
     let listener = own(fd);
     // SAFETY: the listener is open.
     assert_eq!(unsafe { libc::shutdown(listener.as_raw_fd(), libc::SHUT_RD) }, 0);
-    assert_eq!(accepted.recv_timeout(testkit::PATIENCE).unwrap(), Err(Errno::EINVAL));
+    assert_eq!(accepted.recv_timeout(testkit::TIMEOUT).unwrap(), Err(Errno::EINVAL));
     // SAFETY: null pointers mean that the caller does not want the peer's address.
     let again = unsafe { libc::accept(listener.as_raw_fd(), null_mut(), null_mut()) };
     assert_eq!(Errno::result(again), Err(Errno::EINVAL));

@@ -58,7 +58,7 @@ fn next_within(ring: &mut IoUring, limit: Duration) -> Option<Completion> {
 }
 
 fn next(ring: &mut IoUring) -> Completion {
-    next_within(ring, testkit::PATIENCE).unwrap()
+    next_within(ring, testkit::TIMEOUT).unwrap()
 }
 
 /// True if no completion arrives although the kernel has time for one.

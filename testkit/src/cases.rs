@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use crate::peer::{End, Peer};
 use crate::procs;
-use crate::server::{PATIENCE, Server, eventually};
+use crate::server::{Server, TIMEOUT, eventually};
 use crate::subject::{Row, Subject};
 
 const E1: &str = "ERR number expected\n";
@@ -291,4 +291,4 @@ fn expected(input: &[u8]) -> Vec<u8> {
     }
 }
 
-const _: () = assert!(PATIENCE.as_secs() > 10, "the deadlines above must pass within a test's patience");
+const _: () = assert!(TIMEOUT.as_secs() > 10, "the timeouts above must expire within the timeout of a test");

@@ -154,7 +154,7 @@ fn queued_resets(subject: &Subject) {
 }
 
 fn fork_fails(subject: &Subject) {
-    if !subject.calls("fork") || !tools::have("strace", "A12_fork_fails") {
+    if subject.example.worker != "one process per client" || !tools::have("strace", "A12_fork_fails") {
         return;
     }
     subject.abused(&[], |server| {

@@ -21,7 +21,7 @@ mod subject;
 pub mod tools;
 
 pub use peer::{End, Peer};
-pub use server::{PATIENCE, Server, describe, eventually};
+pub use server::{Server, TIMEOUT, describe, eventually};
 pub use subject::{conformance, conformance_with};
 
 /// The first `n` bytes of an answer, made the obvious way and not with the code under test.

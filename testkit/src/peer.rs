@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use crate::server::PATIENCE;
+use crate::server::TIMEOUT;
 
 /// How a connection ended, seen from the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +38,10 @@ impl Peer {
     /// # Errors
     /// Those of connect(2).
     pub fn try_connect(addr: SocketAddr) -> io::Result<Peer> {
-        let stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+        let stream = TcpStream::connect_timeout(&addr, TIMEOUT)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
         Ok(Peer { stream })
     }
 
@@ -51,7 +51,7 @@ impl Peer {
         socket.set_recv_buffer_size(2048).unwrap();
         socket.connect(&addr.into()).unwrap();
         let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         Peer { stream }
     }
 

@@ -17,7 +17,7 @@ use crate::peer::Peer;
 use crate::procs::{self, Proc};
 
 /// How long a test waits for something that must happen. Never a measure of speed: passing takes a fraction of it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Every process of one test's server carries this variable, children and orphans too.
 pub(crate) const MARKER: &str = "TESTKIT_SERVER";
@@ -68,7 +68,7 @@ impl Server {
         let (send, ready) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
-        let line = ready.recv_timeout(PATIENCE);
+        let line = ready.recv_timeout(TIMEOUT);
         let addr = line.as_ref().ok().and_then(|line| line.strip_prefix("listening on ")?.parse().ok());
         let mut server = Server { child, marker, log, listener: None, addr: (Ipv4Addr::LOCALHOST, 0).into() };
         match addr {
@@ -116,7 +116,7 @@ impl Server {
 
     /// Waits until the log holds `text`.
     pub fn wait_log(&self, text: &str) {
-        let seen = self.wait_text(PATIENCE, |log, _| log.contains(text));
+        let seen = self.wait_text(TIMEOUT, |log, _| log.contains(text));
         assert!(seen, "the log never said '{text}': {}", self.log());
     }
 
@@ -159,7 +159,7 @@ impl Server {
     /// What did not follow.
     pub fn stop(&mut self) -> Result<(), String> {
         self.signal(Signal::SIGTERM);
-        let deadline = Instant::now() + PATIENCE / 2;
+        let deadline = Instant::now() + TIMEOUT / 2;
         let status = loop {
             match self.exited() {
                 Some(status) => break status,
@@ -193,7 +193,7 @@ impl Drop for Server {
 
 /// Polls until `look` has something to say; what is waited for is an event, and the pause only spares the CPU.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(seen) = look() {
             return seen;

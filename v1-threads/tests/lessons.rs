@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use testkit::{PATIENCE, Peer, Server, eventually, procs};
+use testkit::{Peer, Server, TIMEOUT, eventually, procs};
 
 const BIN: &str = env!("CARGO_BIN_EXE_v1-threads");
 const NAIVE: &str = env!("CARGO_BIN_EXE_naive-lock");
@@ -18,7 +18,7 @@ struct Talker(BufReader<TcpStream>);
 impl Talker {
     fn new(addr: SocketAddr) -> Talker {
         let conn = TcpStream::connect(addr).unwrap();
-        conn.set_read_timeout(Some(PATIENCE)).unwrap();
+        conn.set_read_timeout(Some(TIMEOUT)).unwrap();
         Talker(BufReader::new(conn))
     }
 
@@ -84,7 +84,7 @@ fn with_a_dead_reader(server: &Server, nicks: bool) -> (Talker, Talker) {
             while talker.0.read_line(&mut line).is_ok_and(|n| n > 0) {
                 line.clear();
             }
-            talker.0.get_mut().set_read_timeout(Some(PATIENCE)).unwrap();
+            talker.0.get_mut().set_read_timeout(Some(TIMEOUT)).unwrap();
             talker
         })
     };

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::peer::{End, Peer};
-use crate::server::PATIENCE;
+use crate::server::TIMEOUT;
 
 /// A connection to a chat, read by lines.
 pub struct Member {
@@ -33,7 +33,7 @@ impl Member {
 
     fn over(peer: Peer) -> Member {
         let stream = peer.second_handle();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         Member { peer, lines: BufReader::new(stream), partial: Vec::new(), is_new: true }
     }
 
