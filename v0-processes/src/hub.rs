@@ -30,7 +30,7 @@ const BUS: u64 = 0;
 const CONN: u64 = 1 << 63;
 
 /// The state of the hub.
-struct Hub {
+pub struct Hub {
     /// The whole chat, without sockets: members, history, limits, and what waits for each client.
     room: Room,
     /// A client has the same number in the room.
@@ -41,6 +41,7 @@ struct Hub {
     bus: Socket,
     /// The link to the worker of the next client: the parent sends it just before the client.
     next_link: Option<Socket>,
+    log_file: LogFile,
     log: Log,
 }
 
@@ -54,37 +55,40 @@ struct Client {
     interest: EpollFlags,
 }
 
-/// Serves all clients until the parent closes the bus and every session has ended.
-pub fn run(mut room: Room, bus: Socket, log: &Log) -> Result<(), Failed> {
-    let mut log_file = LogFile::new(room.take_log(), log);
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1")?;
-    epoll.add(&bus, EpollEvent::new(EpollFlags::EPOLLIN, BUS)).context("epoll_ctl")?;
-    let (clients, next_link) = (BTreeMap::new(), None);
-    let mut hub = Hub { room, clients, epoll, bus, next_link, log: log.clone() };
-    let mut events = [EpollEvent::empty(); 64];
-    while !hub.room.is_done() {
-        let deadline = hub.room.deadline().into_iter().chain(log_file.deadline()).min();
-        // EINTR: no event.
-        let n = hub.epoll.wait(&mut events, bus::timeout(deadline)).unwrap_or(0);
-        let now = Instant::now();
-        for event in events.iter().take(n) {
-            match event.data() {
-                BUS => hub.read_bus(now).context("recvmsg")?,
-                id if id < CONN => hub.read_link(id, now),
-                key => hub.serve(key - CONN, now),
-            }
-        }
-        // Timeouts, and then each client that has to be written to because of all these events.
-        hub.room.tick(now);
-        while let Some(id) = hub.room.next_changed() {
-            hub.write(id, now);
-        }
-        log_file.write(hub.room.take_records(), hub.room.is_done());
-    }
-    Ok(())
-}
-
 impl Hub {
+    /// Does everything that can fail at the start. The parent calls it before fork.
+    pub fn new(mut room: Room, bus: Socket, log: &Log) -> Result<Hub, Failed> {
+        let log_file = LogFile::new(room.take_log(), log);
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1")?;
+        epoll.add(&bus, EpollEvent::new(EpollFlags::EPOLLIN, BUS)).context("epoll_ctl")?;
+        let (clients, next_link, log) = (BTreeMap::new(), None, log.clone());
+        Ok(Hub { room, clients, epoll, bus, next_link, log_file, log })
+    }
+
+    /// Serves all clients until the parent has closed the bus and every session has ended.
+    pub fn run(mut self) -> Result<(), Failed> {
+        let mut events = [EpollEvent::empty(); 64];
+        while !self.room.is_done() {
+            let deadlines = self.room.deadline().into_iter().chain(self.log_file.deadline());
+            // An error is EINTR: no event.
+            let n = self.epoll.wait(&mut events, bus::timeout(deadlines.min())).unwrap_or(0);
+            let now = Instant::now();
+            for event in events.iter().take(n) {
+                match event.data() {
+                    BUS => self.read_bus(now).context("recvmsg")?,
+                    id if id < CONN => self.read_link(id, now),
+                    key => self.serve(key - CONN, now),
+                }
+            }
+            self.write_changed(now);
+            // Timeouts. A line that has just been sent has not moved any.
+            self.room.tick(now);
+            self.write_changed(now);
+            self.log_file.write(self.room.take_records(), self.room.is_done());
+        }
+        Ok(())
+    }
+
     /// Reads one message from the parent.
     fn read_bus(&mut self, now: Instant) -> io::Result<()> {
         match bus::receive(&self.bus)? {
@@ -146,6 +150,13 @@ impl Hub {
             self.room.received(id, &received, &[0; 4096], now);
         }
         self.write(id, now);
+    }
+
+    /// Writes to all clients that have something to send, or whose session ends.
+    fn write_changed(&mut self, now: Instant) {
+        while let Some(id) = self.room.next_changed() {
+            self.write(id, now);
+        }
     }
 
     /// Sends what is waiting for a client. After its final message, ends the connection.

@@ -21,25 +21,26 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bus::ToHub;
 use chat::server::ip;
-use chat::{ClientId, Options, Room, Slow};
+use chat::{ClientId, Options, Slow};
 use children::{Children, HUB};
 use common::descriptors::limit_descriptors;
 use common::report::{Failed, ready};
 use common::sock::Backoff;
+use hub::Hub;
 use lifecycle::end_child;
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::{ForkResult, fork};
 use socket2::Socket;
 
 fn main() -> Result<(), Failed> {
-    let (mut parent, room, hub_end) = Parent::start()?;
+    let (mut parent, hub) = Parent::start()?;
     // Fork the hub before the first client: no worker must inherit the hub's end of the bus.
     // SAFETY: this process has one thread, so the child may do whatever the parent may do.
     match unsafe { fork() }.context("fork")? {
-        ForkResult::Child => hub_process(parent, room, hub_end),
+        ForkResult::Child => hub_process(parent, hub),
         ForkResult::Parent { child } => parent.children.add(child, HUB),
     }
-    drop((room, hub_end));
+    drop(hub); // the parent's copies of the hub's descriptors
     ready(&parent.listener);
     while parent.wait() {
         let Some(client) = parent.accept() else { continue };
@@ -78,6 +79,7 @@ struct Client {
 struct Parent {
     options: Options,
     listener: Socket,
+    /// The pause of accept after EMFILE.
     backoff: Backoff,
     /// The parent's end of the bus, a pair of sockets between the parent and the hub.
     bus: Socket,
@@ -86,10 +88,10 @@ struct Parent {
 }
 
 /// The hub process. It closes its copies of the parent's descriptors first.
-fn hub_process(parent: Parent, room: Room, bus: Socket) -> ! {
+fn hub_process(parent: Parent, hub: Hub) -> ! {
     let log = parent.options.log.clone();
     drop(parent);
-    end_child(hub::run(room, bus, &log), &log)
+    end_child(hub.run(), &log)
 }
 
 /// A worker process. It closes its copies of the parent's descriptors first. With a copy of the
@@ -104,9 +106,8 @@ fn worker_process(parent: Parent, client: Client, link: Socket, hub_end: Socket)
 }
 
 impl Parent {
-    /// Everything that can fail at the start, except fork. Also returns what the hub needs: the
-    /// room and its end of the bus.
-    fn start() -> Result<(Parent, Room, Socket), Failed> {
+    /// Does everything that can fail at the start, except fork: also for the hub.
+    fn start() -> Result<(Parent, Hub), Failed> {
         let command = Options::command("v0-processes", "Chat with a worker process per client")
             .mut_arg("max_conns", |arg| arg.default_value("64"))
             .mut_arg("log", |arg| arg.default_value("chat_log.txt"));
@@ -120,9 +121,10 @@ impl Parent {
         let (bus, hub_end) = bus::pair().context("socketpair")?;
         // A hub that does not read blocks the parent for this time only.
         bus.set_write_timeout(Some(HUB_DELAY)).context("setsockopt SO_SNDTIMEO")?;
+        let hub = Hub::new(room, hub_end, &options.log)?;
         let (backoff, last_id) = (Backoff::default(), HUB);
         let parent = Parent { options, listener, backoff, bus, children, last_id };
-        Ok((parent, room, hub_end))
+        Ok((parent, hub))
     }
 
     /// Sleeps until a client connects or a signal arrives. False: the server stops.
