@@ -23,7 +23,7 @@ use live::Live;
 /// So many looks at the run may wait to be drawn; those that come then are drawn together.
 const QUEUE: usize = 64;
 /// At the end of the run the drawing thread gets so long: a terminal that takes nothing shall not hold up the report.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl Screen {
             _ = to.try_send(kept);
         }
         drop(to);
-        match self.shown.recv_timeout(PATIENCE) {
+        match self.shown.recv_timeout(TIMEOUT) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => bail!("write: progress or series is held up"),
             Err(RecvTimeoutError::Disconnected) => bail!("the thread that draws panicked"),

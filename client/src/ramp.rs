@@ -6,7 +6,7 @@
 //! answer, the next burst goes all the same, since the clients asked for are to be there.
 
 /// After so many nanoseconds the next burst starts, answered or not.
-const PATIENCE: u64 = 100_000_000;
+const TIMEOUT: u64 = 100_000_000;
 
 /// Of the time in which no connect was wanted, or nobody was there to make it, so much is made up for, in nanoseconds.
 const MAKE_UP: u64 = 10_000_000;
@@ -33,7 +33,7 @@ impl Ramp {
             return None;
         }
         if self.waiting >= self.burst {
-            if now.saturating_sub(self.burst_at) < PATIENCE {
+            if now.saturating_sub(self.burst_at) < TIMEOUT {
                 return None;
             }
             self.waiting = 0;
@@ -123,9 +123,9 @@ mod tests {
             while ramp.start(now).is_some() {
                 started += 1;
             }
-            now += PATIENCE;
+            now += TIMEOUT;
         }
-        assert_eq!((started, now), (5, 3 * PATIENCE));
+        assert_eq!((started, now), (5, 3 * TIMEOUT));
     }
 
     #[test]
