@@ -1,66 +1,74 @@
-//! What the workers know of one another: a count of clients each, in memory that fork does not copy.
+//! What the workers count, in memory that all processes of the pool share.
 
-use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::slice;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use nix::errno::Errno;
+use anyhow::Context;
+use common::report::{Failed, write_now};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 
-/// A place in the pool: its worker writes, and whoever replaces that worker goes on with it. A cache line each, so that
-/// two workers that count do not take it from one another.
+/// The counters of one worker. A worker that replaces a dead one continues them. Each worker has
+/// its own cache line, so that two workers on two CPUs do not slow each other down.
 #[repr(C, align(64))]
-pub struct Place {
-    /// Clients that are being served now.
-    pub held: AtomicU64,
-    /// Those taken from this place's queue.
-    pub connections: AtomicU64,
-    /// Those of them that were told `ERR busy`.
-    refused: AtomicU64,
-    /// CPU time of its workers, in microseconds; of those that had time to write it down.
-    pub cpu_us: AtomicU64,
+pub struct Counters {
+    /// Clients that are served now.
+    clients: AtomicUsize,
+    connections: AtomicUsize,
+    rejected: AtomicUsize,
+    /// A killed worker does not add its CPU time.
+    pub cpu_ms: AtomicUsize,
 }
 
-/// The places of all workers. All bytes zero is a valid one.
-pub fn shared_places(workers: usize) -> nix::Result<&'static [Place]> {
-    let length = NonZeroUsize::new(size_of::<Place>() * workers).ok_or(Errno::EINVAL)?;
-    // SAFETY: a new mapping at an address of the kernel's choice touches nobody's memory.
-    let page =
-        unsafe { mmap_anonymous(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED)? };
-    // SAFETY: page-aligned, long enough, zero, never unmapped; all fields are atomics, so all access is shared.
-    Ok(unsafe { slice::from_raw_parts(page.cast().as_ptr(), workers) })
+/// The pool as one worker sees it.
+pub struct Worker {
+    pub mine: &'static Counters,
+    pub all: &'static [Counters],
+    /// Clients at once, of all workers together.
+    pub max_conns: usize,
 }
 
-impl Place {
-    /// A new connection; true if the pool serves fewer than `most`. Two workers that look at the same moment may both find
-    /// the last place.
-    pub fn admits(&self, pool: &[Place], most: u64) -> bool {
-        self.connections.fetch_add(1, SeqCst);
-        let is_full = pool.iter().map(|place| place.held.load(SeqCst)).sum::<u64>() >= most;
-        self.refused.fetch_add(is_full.into(), SeqCst);
-        !is_full
-    }
+/// Makes a mapping that fork does not copy: what one process writes, all processes read.
+pub fn shared_counters(workers: usize) -> Result<&'static [Counters], Failed> {
+    let length = NonZeroUsize::new(size_of::<Counters>() * workers).context("no workers")?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: the kernel chooses the address of the mapping: it overlaps no other memory.
+    let map = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_SHARED) };
+    // SAFETY: page-aligned, long enough, zero, never unmapped; all fields are atomics.
+    Ok(unsafe { slice::from_raw_parts(map.context("mmap")?.cast().as_ptr(), workers) })
+}
 
-    /// The worker is dead, and its clients with it, however it was killed: one counter for all could not tell how many.
-    pub fn release_all(&self) {
-        self.held.store(0, SeqCst);
+impl Counters {
+    /// One counter for the whole pool could not tell how many clients a killed worker had.
+    pub fn set_clients(&self, served: usize) {
+        self.clients.store(served, SeqCst);
     }
 }
 
-/// The table that is printed at the end.
-pub fn print(pool: &[Place]) {
-    let mut all = [0; 3];
-    let mut text = String::from("worker  connections  refused    CPU ms\n");
-    let mut line = |name: &str, [connections, refused, cpu_us]: [u64; 3]| {
-        let _ = writeln!(text, "{name:>6}  {connections:11}  {refused:7}  {:8}", cpu_us / 1000);
-    };
-    for (number, place) in pool.iter().enumerate() {
-        let row = [&place.connections, &place.refused, &place.cpu_us].map(|count| count.load(SeqCst));
-        all.iter_mut().zip(row).for_each(|(sum, count)| *sum += count);
-        line(&number.to_string(), row);
+impl Worker {
+    /// Counts a new connection. False if the pool is at its limit: the client must be rejected.
+    pub fn admits(&self, served: usize) -> bool {
+        self.mine.connections.fetch_add(1, SeqCst);
+        // First count the client, then add up. So two workers that want the last slot may both
+        // reject their client, but never both serve it.
+        self.mine.set_clients(served + 1);
+        let sum: usize = self.all.iter().map(|worker| worker.clients.load(SeqCst)).sum();
+        if sum > self.max_conns {
+            self.mine.set_clients(served);
+            self.mine.rejected.fetch_add(1, SeqCst);
+        }
+        sum <= self.max_conns
     }
-    line("all", all);
-    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Prints the counters. A row that stderr does not take at once is lost: a full pipe must not
+/// block the shutdown.
+pub fn print(all: &[Counters]) {
+    write_now(b"worker  connections  rejected    CPU ms\n");
+    for (number, worker) in all.iter().enumerate() {
+        let [connections, rejected, cpu_ms] =
+            [&worker.connections, &worker.rejected, &worker.cpu_ms].map(|n| n.load(SeqCst));
+        let row = format!("{number:6}  {connections:11}  {rejected:8}  {cpu_ms:8}\n");
+        write_now(row.as_bytes());
+    }
 }

@@ -1,90 +1,110 @@
-//! The loop of one worker: server02b-epoll's, on a listener that no other process has.
+//! The event loop of one worker: the loop of server02b-epoll, on a listener that no other process
+//! has.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use common::report::Failed;
-use lifecycle::Signals;
 use lifecycle::clients::{Client, Clients, Interest, LISTENER, SIGNALS};
-use nix::errno::Errno;
+use lifecycle::{Server, Signals};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use socket2::Socket;
 
-use crate::Args;
-use crate::board::Place;
+use crate::board::Worker;
 
-const MAX_EVENTS: usize = 256;
-
-/// The pool as one worker sees it.
-#[derive(Clone, Copy)]
-pub struct Crew {
-    pub places: &'static [Place],
-    pub me: &'static Place,
-    /// Clients at once, of all workers together.
-    pub max_conns: u64,
-}
-
-/// Serves until a stop, and the last client after it.
-pub fn serve_clients(listener: Socket, crew: Crew, args: &Args) -> Result<(), Failed> {
-    // Both made after the fork. An epoll instance watches the signals of the process that added the signalfd, so an
-    // inherited one would report the parent's; and closing a descriptor does not take it from a list that others share.
-    // Ctrl-C reaches the whole group, but it is the parent's to judge, and its SIGTERM follows.
+/// Serves clients until SIGTERM has arrived and the last client is closed.
+pub fn serve_clients(listener: Socket, worker: &Worker, server: &Server) -> Result<(), Failed> {
+    // A descriptor that is readable when SIGTERM is pending. Ctrl-C sends SIGINT to all processes of
+    // the terminal, and then the parent sends SIGTERM.
     let signals = Signals::of(&[Signal::SIGTERM])?;
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1")?;
-    // A client may leave between epoll_wait and accept: accept would then sleep, and every client with it.
+    // A client may disconnect before accept: accept must not block the other clients.
     listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
+    // The kernel keeps the interest list: a descriptor is added once, and close removes it. Each
+    // worker makes its own list after fork: all processes that inherit a list share it.
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1")?;
     epoll.add(&signals, event(Interest::Read, SIGNALS)).context("epoll_ctl")?;
-    let mut listens = false;
+    epoll.add(&listener, event(Interest::Read, LISTENER)).context("epoll_ctl")?;
+    let (mut events, mut is_watched) = ([EpollEvent::empty(); 256], true);
 
-    let mut clients = Clients::new(crew.max_conns as usize, &args.server);
-    let mut events = [EpollEvent::empty(); MAX_EVENTS];
+    let mut clients: Clients<Socket> = Clients::new(worker.max_conns, server);
     while !clients.is_done() {
-        crew.me.held.store(clients.served() as u64, SeqCst);
-        // The listener too has an entry, as long as somebody can be accepted: it would be reported without end.
-        if clients.accepting() != listens {
-            let changed = match listens {
+        // The other workers need this count: --max-conns is the limit of the whole pool.
+        worker.mine.set_clients(clients.served());
+        // While accept is paused the listener stays readable: if watched, the loop would spin.
+        if clients.accepting() != is_watched {
+            let changed = match is_watched {
                 true => epoll.delete(&listener),
                 false => epoll.add(&listener, event(Interest::Read, LISTENER)),
             };
-            changed.context("epoll_ctl")?;
-            listens = !listens;
+            match changed {
+                Ok(()) => is_watched = !is_watched,
+                Err(e) => clients.accept_failed(&e.into())?, // ENOMEM: try again after a pause
+            }
         }
+        // The only call that blocks: until a descriptor is ready, or until the next timeout.
         let n = match epoll.wait(&mut events, EpollTimeout::from(clients.timeout_ms())) {
             Ok(n) => n,
-            Err(Errno::EINTR) => continue,
-            Err(e) => Err(e).context("epoll_wait")?,
+            // Goes on after EINTR and ENOMEM.
+            Err(e) => server.wait_failed("epoll_wait", e).map(|()| 0)?,
         };
 
-        // Those who are ready, and nobody else.
+        // epoll_wait reports the ready descriptors only, each with the key that epoll_ctl gave it.
         let ready = events.iter().take(n).map(|event| event.data() as usize);
+        // A client whose timeout has expired is served like a ready client.
         let now = Instant::now();
         for key in ready.chain(clients.expired(now)) {
             match key {
                 SIGNALS => clients.stop(&signals, &listener, now),
-                LISTENER => accept(&epoll, &listener, &mut clients, crew, now)?,
+                LISTENER if clients.accepting() => accept(&epoll, &listener, &mut clients, worker)?,
+                LISTENER => {} // a signal in this iteration has shut the listener down
                 client => serve(&epoll, &mut clients, client, now),
             }
         }
     }
 
-    let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default();
-    crew.me.cpu_us.fetch_add(cpu.as_micros() as u64, SeqCst);
+    let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from);
+    worker.mine.cpu_ms.fetch_add(cpu.unwrap_or_default().as_millis() as usize, SeqCst);
     Ok(())
 }
 
-/// Level-triggered: reported as long as it is true.
+/// Level-triggered: epoll_wait reports a descriptor in each call while it is ready.
 fn event(interest: Interest, key: usize) -> EpollEvent {
     match interest {
         Interest::Read => EpollEvent::new(EpollFlags::EPOLLIN, key as u64),
+        // Only while an answer is pending: an idle connection is always writable.
         Interest::Write => EpollEvent::new(EpollFlags::EPOLLOUT, key as u64),
     }
 }
 
-/// Serves a client, and tells the kernel if it now waits for something else. A close ends its entry.
+/// Accepts one connection. While the backlog has more, epoll_wait reports the listener again.
+fn accept(
+    epoll: &Epoll,
+    listener: &Socket,
+    clients: &mut Clients<Socket>,
+    worker: &Worker,
+) -> Result<(), Failed> {
+    let accepted = listener.accept().and_then(|(conn, peer)| {
+        conn.set_nonblocking(true)?; // on Linux not inherited from the listener
+        epoll.add(&conn, event(Interest::Read, clients.next_key()))?;
+        Ok((conn, peer))
+    });
+    let now = Instant::now();
+    match accepted {
+        Ok((conn, peer)) if worker.admits(clients.served()) => {
+            clients.insert(conn, Some(peer), now)
+        }
+        // The workers together have --max-conns clients.
+        Ok((conn, peer)) => clients.reject(conn, Some(peer), now),
+        Err(e) => clients.accept_failed(&e)?, // goes on after EAGAIN and EINTR
+    }
+    Ok(())
+}
+
+/// Serves a ready client by one step, and tells the kernel if the interest has changed.
 fn serve(epoll: &Epoll, clients: &mut Clients<Socket>, key: usize, now: Instant) {
     let before = clients.get(key).map(Client::interest);
     clients.serve(key, now, read_and_write);
@@ -93,42 +113,17 @@ fn serve(epoll: &Epoll, clients: &mut Clients<Socket>, key: usize, now: Instant)
     }
 }
 
-/// One turn of a client that is ready, for what it waits for. No call sleeps: it fails with EAGAIN instead.
-fn read_and_write(client: &mut Client<Socket>, now: Instant) -> io::Result<()> {
+/// Serves a ready client by one step: reads at most one request and sends at most one block of the
+/// answer. Neither call blocks: they return EAGAIN.
+fn read_and_write(client: &mut Client<impl Read + Write>, now: Instant) -> io::Result<()> {
     if client.interest() == Interest::Read {
-        let n = client.conn.read(client.service.space())?; // 0: end of file
+        let n = client.conn.read(client.service.space())?; // 0 means end of file
         client.service.received(n, now);
     }
-    // Tried without asking: the send buffer nearly always has room, and asking would cost a round.
+    // Write at once: the send buffer nearly always has room, and waiting costs an iteration.
     if client.interest() == Interest::Write {
-        let n = client.conn.write(client.service.pending())?; // perhaps a part of it
+        let n = client.conn.write(client.service.pending())?; // may take only a part
         client.service.consume(n, now);
-    }
-    Ok(())
-}
-
-/// Accepts everybody who waits, as guests while the pool has places. EAGAIN says that nobody is left.
-fn accept(
-    epoll: &Epoll,
-    listener: &Socket,
-    clients: &mut Clients<Socket>,
-    crew: Crew,
-    now: Instant,
-) -> Result<(), Failed> {
-    while clients.accepting() {
-        let accepted = listener.accept().and_then(|(conn, peer)| {
-            conn.set_nonblocking(true)?; // not inherited from the listener
-            epoll.add(&conn, event(Interest::Read, clients.next_key()))?;
-            Ok((conn, peer))
-        });
-        crew.me.held.store(clients.served() as u64, SeqCst);
-        match accepted {
-            Ok((conn, peer)) if crew.me.admits(crew.places, crew.max_conns) => clients.insert(conn, Some(peer), now),
-            Ok((conn, peer)) => clients.reject(conn, Some(peer), now),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-            Err(e) => clients.accept_failed(&e)?,
-        }
     }
     Ok(())
 }

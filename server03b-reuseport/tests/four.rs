@@ -1,3 +1,7 @@
 fn main() {
-    testkit::conformance_with(env!("CARGO_BIN_EXE_server03b-reuseport"), env!("CARGO_MANIFEST_DIR"), &["-n", "4"])
+    testkit::conformance_with(
+        env!("CARGO_BIN_EXE_server03b-reuseport"),
+        env!("CARGO_MANIFEST_DIR"),
+        &["-n", "4"],
+    )
 }

@@ -14,13 +14,19 @@ use testkit::{End, Peer, Server, eventually, procs};
 const WORKERS: usize = 4;
 
 fn start(args: &[&str]) -> Server {
-    let server = Server::start(env!("CARGO_BIN_EXE_server03b-reuseport"), &[&["-n", "4"], args].concat());
+    let server =
+        Server::start(env!("CARGO_BIN_EXE_server03b-reuseport"), &[&["-n", "4"], args].concat());
     eventually("the pool is complete", || (workers(&server).len() == WORKERS).then_some(()));
     server
 }
 
 fn workers(server: &Server) -> BTreeSet<i32> {
-    server.family().iter().filter(|p| p.pid != server.pid() && p.state != 'Z').map(|p| p.pid).collect()
+    server
+        .family()
+        .iter()
+        .filter(|p| p.pid != server.pid() && p.state != 'Z')
+        .map(|p| p.pid)
+        .collect()
 }
 
 fn tell(pids: &BTreeSet<i32>, signal: Signal) {
@@ -55,7 +61,11 @@ fn a_killed_worker_is_replaced_at_once() {
     let start = Instant::now();
     tell(&second, Signal::SIGKILL);
     replaced(&server, &second);
-    assert!(first < start.elapsed() && first < Duration::from_millis(200), "{first:?}, then {:?}", start.elapsed());
+    assert!(
+        first < start.elapsed() && first < Duration::from_millis(200),
+        "{first:?}, then {:?}",
+        start.elapsed()
+    );
     eprintln!("replaced after {first:?}, the second time after {:?}", start.elapsed());
     let listening = || workers(&server).into_iter().filter_map(procs::listening_socket).count();
     assert_eq!(listening(), WORKERS, "a new worker listens like the others");
@@ -120,7 +130,9 @@ fn one_worker_can_be_told_to_end() {
     let busy = worker_of(&server, &peer);
     // A second signal means `now` to the parent only: Ctrl-C reaches a worker twice.
     kill(Pid::from_raw(busy), Signal::SIGTERM).unwrap();
-    eventually("it gives up its listener", || procs::listening_socket(busy).is_none().then_some(()));
+    eventually("it gives up its listener", || {
+        procs::listening_socket(busy).is_none().then_some(())
+    });
     kill(Pid::from_raw(busy), Signal::SIGINT).unwrap();
     // Its own stop: this client gets all of its answer, and the others go on accepting.
     (0..20).for_each(|_| server.connect().ask(3000));
@@ -152,7 +164,11 @@ fn a_crash_loop_gives_up() {
     drop(injection);
     let log = server.log();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert_eq!(log.matches("Error: epoll_create1: ").count(), 5, "one line for each worker that failed: {log}");
+    assert_eq!(
+        log.matches("Error: epoll_create1: ").count(),
+        5,
+        "one line for each worker that failed: {log}"
+    );
     assert!(log.ends_with("Error: 5 workers failed at their start within 10s\n"), "{log}");
     // 0, 100, 200, 400 ms: were there no pauses, it would be over at once.
     assert!(start.elapsed() > Duration::from_millis(700), "{:?}", start.elapsed());

@@ -19,14 +19,21 @@ const BIN: &str = env!("CARGO_BIN_EXE_server03b-reuseport");
 fn start(args: &[&str]) -> Server {
     let server = Server::start(BIN, &[&["-n", "4"], args].concat());
     eventually("every worker has a listener of its own", || {
-        let listeners: BTreeSet<u64> = workers(&server).into_iter().filter_map(listener_of).collect();
-        (listeners.len() == WORKERS && procs::listening_socket(server.pid()).is_none()).then_some(())
+        let listeners: BTreeSet<u64> =
+            workers(&server).into_iter().filter_map(listener_of).collect();
+        (listeners.len() == WORKERS && procs::listening_socket(server.pid()).is_none())
+            .then_some(())
     });
     server
 }
 
 fn workers(server: &Server) -> Vec<i32> {
-    server.family().iter().filter(|p| p.pid != server.pid() && p.state != 'Z').map(|p| p.pid).collect()
+    server
+        .family()
+        .iter()
+        .filter(|p| p.pid != server.pid() && p.state != 'Z')
+        .map(|p| p.pid)
+        .collect()
 }
 
 /// The inode number of a worker's listener.
@@ -37,7 +44,11 @@ fn listener_of(pid: i32) -> Option<u64> {
 /// Connections in the accept queue of this listener.
 fn queued(inode: u64) -> usize {
     let sockets = procfs::net::tcp().unwrap();
-    sockets.iter().filter(|s| s.inode == inode && s.state == TcpState::Listen).map(|s| s.rx_queue as usize).sum()
+    sockets
+        .iter()
+        .filter(|s| s.inode == inode && s.state == TcpState::Listen)
+        .map(|s| s.rx_queue as usize)
+        .sum()
 }
 
 /// Stops a worker, so that those who are hashed to it wait in its queue: its process and its listener.
@@ -53,7 +64,9 @@ fn wait_behind(server: &Server, inode: u64, clients: usize) -> Vec<Peer> {
     for _ in 0..clients {
         let mut peer = server.connect();
         peer.send("1\n");
-        eventually("served or queued", || (peer.unread() > 0 || queued(inode) > waiting.len()).then_some(()));
+        eventually("served or queued", || {
+            (peer.unread() > 0 || queued(inode) > waiting.len()).then_some(())
+        });
         match peer.unread() {
             0 => waiting.push(peer),
             _ => assert_eq!(peer.read_exactly(1), b"a"),
@@ -66,7 +79,9 @@ fn wait_behind(server: &Server, inode: u64, clients: usize) -> Vec<Peer> {
 fn table(server: &Server) -> Vec<[u64; 3]> {
     let log = server.log();
     let rows = log.lines().skip_while(|line| !line.starts_with("worker  connections")).skip(1);
-    let numbers = |line: &str| line.split_whitespace().skip(1).map(|word| word.parse().unwrap()).collect::<Vec<u64>>();
+    let numbers = |line: &str| {
+        line.split_whitespace().skip(1).map(|word| word.parse().unwrap()).collect::<Vec<u64>>()
+    };
     rows.take(WORKERS).map(|line| numbers(line).try_into().unwrap()).collect()
 }
 
@@ -79,7 +94,12 @@ fn truth_b_counts_even_out_over_thousands() {
         server.stop().unwrap();
         let counts: Vec<u64> = table(&server).iter().map(|row| row[0]).collect();
         eprintln!("{connections} connections: {counts:?}");
-        assert_eq!((counts.len(), counts.iter().sum::<u64>()), (WORKERS, connections), "{}", server.log());
+        assert_eq!(
+            (counts.len(), counts.iter().sum::<u64>()),
+            (WORKERS, connections),
+            "{}",
+            server.log()
+        );
         let all = format!("all  {connections:11}        0");
         assert!(server.log().contains(&all), "{}", server.log());
         if connections == 2000 {
@@ -99,7 +119,8 @@ fn truth_b_even_counts_are_not_balance() {
     (0..300).for_each(|_| heavy.ask(1_048_576));
     (0..400).for_each(|_| server.connect().ask(1));
     let cpu = |pid: &i32| procs::cpu_ns(*pid);
-    let others: Vec<u64> = workers(&server).iter().filter(|pid| **pid != its_worker).map(cpu).collect();
+    let others: Vec<u64> =
+        workers(&server).iter().filter(|pid| **pid != its_worker).map(cpu).collect();
     let busy = cpu(&its_worker);
     drop(heavy);
     server.stop().unwrap();
@@ -127,17 +148,23 @@ fn truth_b_a_client_waits_for_a_busy_worker_while_others_are_idle() {
 #[test]
 fn d17_the_queue_of_a_dead_worker_is_lost() {
     kill_with_a_queue("d17_the_queue_of_a_dead_worker_is_lost", "0", |waiting| {
-        waiting.into_iter().for_each(|mut peer| assert_eq!(peer.read_to_end(), (Vec::new(), End::Reset)));
+        waiting
+            .into_iter()
+            .for_each(|mut peer| assert_eq!(peer.read_to_end(), (Vec::new(), End::Reset)));
         "reset"
     });
 }
 
 #[test]
 fn d17_the_queue_of_a_dead_worker_moves_with_tcp_migrate_req() {
-    kill_with_a_queue("d17_the_queue_of_a_dead_worker_moves_with_tcp_migrate_req", "1", |waiting| {
-        waiting.into_iter().for_each(|mut peer| assert_eq!(peer.read_exactly(1), b"a"));
-        "served"
-    });
+    kill_with_a_queue(
+        "d17_the_queue_of_a_dead_worker_moves_with_tcp_migrate_req",
+        "1",
+        |waiting| {
+            waiting.into_iter().for_each(|mut peer| assert_eq!(peer.read_exactly(1), b"a"));
+            "served"
+        },
+    );
 }
 
 /// A worker is stopped, 40 clients come, the worker is killed; then those that waited for it. The test runs itself again
@@ -149,7 +176,9 @@ fn kill_with_a_queue(test: &str, migrate: &str, fate: impl FnOnce(Vec<Peer>) -> 
         let output = again.env("OWN_NETWORK", test).output().unwrap();
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
-        text.lines().filter(|line| line.starts_with("tcp_migrate_req")).for_each(|line| eprintln!("{line}"));
+        text.lines()
+            .filter(|line| line.starts_with("tcp_migrate_req"))
+            .for_each(|line| eprintln!("{line}"));
         return;
     }
     fs::write("/proc/sys/net/ipv4/tcp_migrate_req", migrate).unwrap();
@@ -203,15 +232,28 @@ fn of_starts_at_the_same_moment_one_gets_the_port() {
     if !tools::have("strace", "of_starts_at_the_same_moment_one_gets_the_port") {
         return;
     }
-    let held_up = ["-f", "-o", "/dev/null", "-e", "trace=bind", "-e", "inject=bind:delay_exit=100000:when=1..2"];
+    let held_up = [
+        "-f",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=bind",
+        "-e",
+        "inject=bind:delay_exit=100000:when=1..2",
+    ];
     for _ in 0..4 {
         let port = Server::start(BIN, &["-n", "1"]).addr.port().to_string();
-        let start = || Server::try_start(Command::new("strace").args(held_up).args([BIN, "-n", "1", "-p", &port]));
+        let start = || {
+            Server::try_start(
+                Command::new("strace").args(held_up).args([BIN, "-n", "1", "-p", &port]),
+            )
+        };
         let started: Vec<_> = thread::scope(|scope| {
             let starts: Vec<_> = (0..3).map(|_| scope.spawn(start)).collect();
             starts.into_iter().map(|start| start.join().unwrap()).collect()
         });
-        let errors: Vec<&String> = started.iter().filter_map(|start| start.as_ref().err()).collect();
+        let errors: Vec<&String> =
+            started.iter().filter_map(|start| start.as_ref().err()).collect();
         assert_eq!(errors.len(), 2, "{errors:?}");
         assert!(errors.iter().all(|error| error.contains("Address already in use")), "{errors:?}");
     }
