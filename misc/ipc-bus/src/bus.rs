@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_receive, mq_send, mq_unlink};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, recv, send, socket,
     socketpair,
@@ -201,18 +201,16 @@ fn unix_dgram() -> Result<OwnedFd> {
 pub struct BlockedSignals(SigSet);
 
 impl BlockedSignals {
+    /// Blocks SIGINT, SIGTERM, SIGHUP and SIGQUIT, and remembers the old mask.
     pub fn new() -> Result<BlockedSignals> {
-        let signals =
-            SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
-        let mut before = SigSet::empty();
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before))
-            .context("sigprocmask")?;
-        Ok(BlockedSignals(before))
+        let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+        let before = SigSet::from_iter(signals).thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        Ok(BlockedSignals(before.context("sigprocmask")?))
     }
 }
 
 impl Drop for BlockedSignals {
     fn drop(&mut self) {
-        let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.0), None);
+        let _ = self.0.thread_set_mask();
     }
 }

@@ -8,24 +8,18 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2, read, write};
+use nix::unistd::{pipe2, read, write};
 
 use crate::bus::{BlockedSignals, Bus, Names};
 use crate::probe::{buffer, errno};
-use crate::process::{die_with, leave, reap};
+use crate::process::{reap, start};
 
 /// A process makes the bus, sends a message and is killed: what is left for later processes?
 pub fn left(bus: Bus) -> Result<String> {
     let _blocked = BlockedSignals::new()?;
     let names = Names::new()?;
     let (ready, notify) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
-    let parent = getpid();
-    // SAFETY: this process has one thread, so the child may call any function.
-    let creator = match unsafe { fork() } {
-        Ok(ForkResult::Child) => create(bus, &names, &notify, parent),
-        Ok(ForkResult::Parent { child }) => child,
-        Err(e) => return Err(e).context("fork"),
-    };
+    let creator = start(|| create(bus, &names, &notify))?;
     drop(notify);
     let created = read(&ready, &mut [0]);
     let _ = kill(creator, Signal::SIGKILL);
@@ -55,9 +49,8 @@ pub fn left(bus: Bus) -> Result<String> {
 }
 
 /// The life of the child.
-fn create(bus: Bus, names: &Names, notify: &OwnedFd, parent: Pid) -> ! {
-    die_with(parent);
-    let Ok((_reader, writer)) = bus.open_at(names) else { leave(1) };
+fn create(bus: Bus, names: &Names, notify: &OwnedFd) -> i32 {
+    let Ok((_reader, writer)) = bus.open_at(names) else { return 1 };
     let _ = writer.put(b"left behind");
     let _ = write(notify, b"x");
     // The parent kills this process.

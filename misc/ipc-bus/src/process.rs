@@ -7,25 +7,31 @@ use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::{ForkResult, Pid, fork, getpid, getppid};
 
 /// The timeout of an experiment ...
 const TIMEOUT_SECONDS: libc::time_t = 60;
 /// ... and after it the interval in which blocked calls are interrupted again.
 const INTERVAL_SECONDS: libc::time_t = 5;
 
-/// A child calls this: the kernel kills it when the parent ends.
-pub fn die_with(parent: Pid) {
-    let _ = set_pdeathsig(Signal::SIGKILL);
-    // If the parent has ended before prctl, the kernel sends no signal.
-    if getppid() != parent {
-        leave(1);
+/// Makes a child that runs `life`, which returns its exit status. The kernel kills the child when
+/// the parent ends.
+pub fn start(life: impl FnOnce() -> i32) -> Result<Pid> {
+    let parent = getpid();
+    // SAFETY: this process has one thread, so the child may call any function.
+    match unsafe { fork() } {
+        Ok(ForkResult::Child) => run_child(parent, life),
+        Ok(ForkResult::Parent { child }) => Ok(child),
+        Err(e) => Err(e).context("fork"),
     }
 }
 
-/// The end of a child. _exit, because exit would run the parent's atexit functions and flush its
-/// buffers.
-pub fn leave(status: i32) -> ! {
+/// The whole life of a child. _exit, because exit would run the parent's atexit functions and flush
+/// its buffers.
+fn run_child(parent: Pid, life: impl FnOnce() -> i32) -> ! {
+    let _ = set_pdeathsig(Signal::SIGKILL);
+    // If the parent has ended before prctl, the kernel sends no signal.
+    let status = if getppid() == parent { life() } else { 1 };
     // SAFETY: _exit ends the process.
     unsafe { libc::_exit(status) }
 }

@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2, read};
+use nix::unistd::{pipe2, read};
 
 use crate::bus::{Bus, End};
-use crate::process::{die_with, leave, reap, start_timeout};
+use crate::process::{reap, start, start_timeout};
 
 #[derive(Clone, Copy)]
 pub struct Load {
@@ -53,17 +53,12 @@ fn round(bus: Bus, size: usize, load: Load) -> Result<Rate> {
     start_timeout()?;
     let (reader, writer) = bus.open()?;
     let (wait, gate) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
+    let mut gate = Some(gate);
     let mut children = Vec::new();
     for number in 0..load.writers {
         let letter = b'a' + (number % 26) as u8;
-        let (messages, parent) = (load.messages, getpid());
-        let job = Job { end: &writer, letter, size, messages, wait: &wait, parent };
-        // SAFETY: this process has one thread, so the child may call any function.
-        match unsafe { fork() } {
-            Ok(ForkResult::Child) => sender(&job, gate),
-            Ok(ForkResult::Parent { child }) => children.push(child),
-            Err(e) => return Err(e).context("fork"),
-        }
+        let job = Job { end: &writer, letter, size, messages: load.messages, wait: &wait };
+        children.push(start(|| sender(&job, &mut gate))?);
     }
     // Only the children have a writing end now, so the reader sees end of file when all have ended.
     drop(writer);
@@ -91,21 +86,19 @@ struct Job<'a> {
     size: usize,
     messages: u32,
     wait: &'a OwnedFd,
-    parent: Pid,
 }
 
-fn sender(job: &Job, gate: OwnedFd) -> ! {
-    die_with(job.parent);
-    drop(gate);
+fn sender(job: &Job, gate: &mut Option<OwnedFd>) -> i32 {
+    drop(gate.take()); // the child's copy; the parent keeps its own
     let _ = read(job.wait, &mut [0]);
     let message = vec![job.letter; job.size];
     for _ in 0..job.messages {
         // No message is larger than PIPE_BUF, so a write is never partial.
         if job.end.put(&message) != Ok(job.size) {
-            leave(1);
+            return 1;
         }
     }
-    leave(0)
+    0
 }
 
 /// Reads until all messages have arrived, and checks that each is complete.

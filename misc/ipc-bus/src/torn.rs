@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{ForkResult, Pid, fork, getpid};
+use nix::unistd::Pid;
 
 use crate::bus::{Bus, End};
 use crate::probe::{BUFFER, boundaries, errno};
-use crate::process::{die_with, leave, reap};
+use crate::process::{reap, start};
 
 /// PIPE_BUF, and sizes above the limits of the other buses.
 const SIZES: [(usize, &str); 5] = [
@@ -57,15 +57,9 @@ fn two_writers(bus: Bus, size: usize) -> Result<Whole> {
         drop((reader, writer));
         bus.open()?
     };
-    let parent = getpid();
     let mut writers = Vec::new();
     for letter in [b'a', b'b'] {
-        // SAFETY: this process has one thread, so the child may call any function.
-        match unsafe { fork() } {
-            Ok(ForkResult::Child) => record_writer(&writer, letter, size, parent),
-            Ok(ForkResult::Parent { child }) => writers.push(child),
-            Err(e) => return Err(e).context("fork"),
-        }
+        writers.push(start(|| record_writer(&writer, letter, size))?);
     }
     let is_whole = read_records(bus, &reader, size, &writers);
     for child in writers {
@@ -75,19 +69,18 @@ fn two_writers(bus: Bus, size: usize) -> Result<Whole> {
     Ok(if is_whole? { Whole::Yes } else { Whole::Torn })
 }
 
-fn record_writer(end: &End, letter: u8, size: usize, parent: Pid) -> ! {
-    die_with(parent);
+fn record_writer(end: &End, letter: u8, size: usize) -> i32 {
     let record = vec![letter; size];
     for _ in 0..RECORDS {
         let mut rest = record.as_slice();
         while !rest.is_empty() {
             match end.put(rest) {
                 Ok(n) => rest = rest.get(n..).unwrap_or_default(),
-                Err(_) => leave(1),
+                Err(_) => return 1,
             }
         }
     }
-    leave(0)
+    0
 }
 
 /// Waits until the bus is full and the writer blocks, or until the writer has ended.
