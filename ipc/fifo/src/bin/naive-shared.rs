@@ -17,10 +17,9 @@ use clap::Parser;
 use common::report::Failed;
 use fifo::ms;
 use fifo::numbers::Numbers;
-use fifo::record::{Answer, Decoder, HEAD, MAX_N, Question};
+use fifo::record::{Answer, Decoder, HEAD, Question};
 use fifo::rundir::{RunDir, default_dir, make_fifo, open_fifo};
 use lifecycle::Signals;
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -37,9 +36,6 @@ struct Args {
     /// How many numbers to ask for
     #[arg(short, default_value_t = 5)]
     n: i32,
-    /// How many questions to ask
-    #[arg(long, default_value_t = 1)]
-    count: u32,
     /// Give up after this time, in ms
     #[arg(long, default_value_t = 5000, value_name = "MS", value_parser = ms(1))]
     deadline: u64,
@@ -51,10 +47,7 @@ const SHARED: &str = "reply.all";
 fn main() -> Result<(), Failed> {
     let args = Args::parse();
     let dir = args.dir.clone().unwrap_or_else(default_dir);
-    match args.serve {
-        true => serve(&dir),
-        false => Ok((0..args.count).try_for_each(|_| ask(&args, &dir))?),
-    }
+    if args.serve { serve(&dir) } else { Ok(ask(&args, &dir)?) }
 }
 
 fn serve(dir: &Path) -> Result<(), Failed> {
@@ -69,10 +62,7 @@ fn serve(dir: &Path) -> Result<(), Failed> {
     loop {
         let stop = PollFd::new(stop.as_fd(), PollFlags::POLLIN);
         let mut fds = [stop, PollFd::new(req.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Err(Errno::EINTR) => continue,
-            polled => polled.context("poll")?,
-        };
+        poll(&mut fds, PollTimeout::NONE).context("poll")?;
         if fds.first().and_then(PollFd::any) == Some(true) {
             return Ok(());
         }
@@ -80,7 +70,7 @@ fn serve(dir: &Path) -> Result<(), Failed> {
         let n = req.read(&mut buffer).context("read req")?;
         decoder.feed(buffer.get(..n).unwrap_or_default());
         while let Some(question) = decoder.next_question() {
-            // The mistake. The client that reads first gets the answer, whoever asked.
+            // The mistake. The first client that reads gets the answer, also if another one asked.
             let _ = replies.write(&numbers.answer(question.nonce, question.n).to_bytes());
         }
     }
@@ -91,27 +81,21 @@ fn ask(args: &Args, dir: &Path) -> Result<()> {
     let mut replies = open_fifo(&dir.join(SHARED), OFlag::O_RDONLY).context("open replies")?;
     let mut req = open_fifo(&dir.join("req"), OFlag::O_WRONLY).context("no server reads req")?;
     req.write_all(&question.to_bytes()).context("write req")?;
-    let mut head = [0u8; HEAD];
-    let mut answer = loop {
+    let timeout = PollTimeout::try_from(args.deadline).unwrap_or(PollTimeout::MAX);
+    let mut answer = vec![0u8; HEAD];
+    loop {
         let mut fds = [PollFd::new(replies.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(args.deadline).unwrap_or(PollTimeout::MAX);
         let ready = poll(&mut fds, timeout).context("poll")?;
         ensure!(ready > 0, "no answer within {} ms", args.deadline);
-        match replies.read(&mut head) {
-            Ok(HEAD) => break head.to_vec(),
+        match replies.read_exact(&mut answer) {
             Err(e) if e.kind() == ErrorKind::WouldBlock => {} // another client has read the answer
-            read => {
-                let n = read.context("read replies")?;
-                ensure!(n > 0, "the server ended");
-            }
+            read => break read.context("the server ended")?,
         }
-    };
-    let count = usize::from(u16::from_le_bytes([head[6], head[7]])).min(MAX_N as usize);
-    let mut numbers = vec![0u8; 4 * count];
-    let n = replies.read(&mut numbers).unwrap_or(0);
-    answer.extend(numbers.get(..n).unwrap_or_default());
-    let answer =
-        Answer::from_bytes(&answer).context("half an answer: another client has the rest")?;
+    }
+    let count = usize::from(answer.get(6).copied().unwrap_or_default());
+    answer.resize(HEAD + 4 * count, 0);
+    let _ = replies.read(answer.get_mut(HEAD..).unwrap_or_default());
+    let answer = Answer::from_bytes(&answer).context("not an answer")?;
     writeln!(io::stdout(), "{:?}", answer.values).context("stdout")?;
     // The ancestor's records have no nonce, so its client does not notice.
     ensure!(answer.nonce == question.nonce, "this is the answer to another client's question");
