@@ -91,6 +91,7 @@ impl Client {
     fn ask_by_fifo(&self, question: &Question, until: Instant) -> Result<Vec<u8>> {
         let path = reply_path(&self.dir, question.pid, &question.nonce);
         make_fifo(&path)?;
+        // From here on the name is removed, also if the request fails.
         let name = RemoveOnDrop(path);
         // Opened before the question is written: if the server finds no reader, it gets ENXIO.
         let reply = open_fifo(&name.0, OFlag::O_RDONLY)
@@ -110,6 +111,7 @@ impl Client {
             }
         }
         let bytes = self.read_reply(reply, until)?;
+        // To the pidfd: if the server has died, no other process gets the signal.
         if let (Way::Signals, Some(server)) = (self.way, &self.server) {
             pidfd_send_signal(server, libc::SIGUSR1).context("acknowledge")?;
         }
@@ -130,6 +132,7 @@ impl Client {
             if let Some(end) = end {
                 bail!("{end}");
             }
+            // naive-pause loses its signal at this point.
             thread::sleep(self.window);
             end = self.wait(&reply, PollFlags::POLLIN, until)?;
         }
@@ -147,6 +150,7 @@ impl Client {
         until: Instant,
     ) -> Result<Option<&'static str>> {
         self.time_left(until)?;
+        // Also the end of the server: without it a client would wait until its deadline.
         let mut fds = vec![PollFd::new(file.as_fd(), interest)];
         let others = [self.server.as_ref().map(AsFd::as_fd), self.wake.as_ref().map(AsFd::as_fd)];
         fds.extend(others.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));

@@ -126,6 +126,7 @@ impl Sockets {
     ) -> Result<(), Failed> {
         self.backoff.expire(Instant::now());
         for listener in &mut self.listeners {
+            // The listener first, then its connections: the order of poll_fds.
             let is_acceptable = ready.next() == Some(true);
             let open = listener.conns.len();
             listener.conns.retain_mut(|conn| {
@@ -141,6 +142,7 @@ impl Sockets {
             if listener.conns.len() < open {
                 self.backoff.end(); // a descriptor is free: the next accept may succeed
             }
+            // Last, so that a new connection does not get the readiness of an old one.
             if is_acceptable {
                 accept(listener, self.options, &mut self.backoff, events)?;
             }
@@ -160,6 +162,7 @@ fn accept(
         Err(e) => return backoff.pause("accept", &e, events.log()).map(|_| ()),
     };
     let (pid, from) = match peer.is_unix() {
+        // The directory is private already. The check shows how a server identifies its peer.
         true => match getsockopt(&stream, PeerCredentials) {
             Ok(peer) if peer.uid() == my_uid() => (peer.pid(), "unix"),
             _ => return Ok(()),
@@ -201,6 +204,7 @@ impl Conn {
         };
         let is_first_byte = self.decoder.is_empty();
         self.decoder.feed(buffer.get(..n).unwrap_or_default());
+        // One write for all answers: a client may send several questions at once.
         let mut out = Vec::new();
         while let Some(question) = self.decoder.next_question() {
             events.emit(&Event::question(self.pid, &question, self.from));
@@ -227,6 +231,7 @@ impl Conn {
 }
 
 fn listen_unix(path: &Path) -> io::Result<Socket> {
+    // bind makes the name. RunDir has removed the name that a killed server left.
     let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     listener.bind(&SockAddr::unix(path)?)?;
     listener.listen(lifecycle::BACKLOG)?;

@@ -23,7 +23,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 
 /// What to do with a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Action {
     /// Serve it.
     Serve,
     /// Send `ERR busy`.
@@ -46,7 +46,7 @@ impl Pool {
     /// The kernel has no thread to give.
     pub fn start<S>(workers: u16, max_conns: u16, serve: S) -> Result<Self, Failed>
     where
-        S: Fn(&mut Socket, &SockAddr, Verdict) + Send + Sync + 'static,
+        S: Fn(&mut Socket, &SockAddr, Action) + Send + Sync + 'static,
     {
         let (served, clients) = sync_channel(max_conns.into());
         let (rejected, clients_over_limit) = sync_channel(REJECTED);
@@ -54,11 +54,11 @@ impl Pool {
         let serve = Arc::new(serve);
         let shared = Arc::clone(&serve);
         // Not thread::spawn, which panics if the kernel cannot create a thread.
-        let reject = move || work(&over_limit, Verdict::Reject, &*shared);
+        let reject = move || work(&over_limit, Action::Reject, &*shared);
         Builder::new().spawn(reject).context("clone")?;
         for _ in 0..workers {
             let (queue, serve) = (Arc::clone(&clients), Arc::clone(&serve));
-            let worker = move || work(&queue, Verdict::Serve, &*serve);
+            let worker = move || work(&queue, Action::Serve, &*serve);
             Builder::new().spawn(worker).context("clone")?;
         }
         Ok(Pool { max_conns: max_conns.into(), served, rejected, table: Arc::default() })
@@ -91,8 +91,8 @@ impl Pool {
 /// The life of a thread: one client at a time.
 fn work(
     queue: &Mutex<Receiver<Client>>,
-    verdict: Verdict,
-    serve: &impl Fn(&mut Socket, &SockAddr, Verdict),
+    action: Action,
+    serve: &impl Fn(&mut Socket, &SockAddr, Action),
 ) {
     loop {
         // One idle worker sleeps in recv and holds the lock. The other idle workers wait for the
@@ -100,7 +100,7 @@ fn work(
         let received = lock(queue).recv();
         let Ok(mut client) = received else { return };
         // A panic ends this session, and not the thread.
-        let _ = catch_unwind(AssertUnwindSafe(|| serve(&mut client.conn, &client.peer, verdict)));
+        let _ = catch_unwind(AssertUnwindSafe(|| serve(&mut client.conn, &client.peer, action)));
     }
 }
 

@@ -233,6 +233,7 @@ impl Session {
                 }
             }
         }
+        // What is left is the beginning of the next request.
         self.input.drain(..taken);
         if too_long {
             self.reject(Rejection::TooLong, now);

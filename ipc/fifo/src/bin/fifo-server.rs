@@ -59,11 +59,13 @@ fn main() -> Result<(), Failed> {
     let sockets = Sockets::listen(&run.dir, args.sockets)?;
     let numbers = Numbers::seeded(args.seed)?;
     let (decoder, events) = (Decoder::default(), Events::new(args.events));
+    // The last line before the loop: everything that can fail at the start has succeeded.
     run.report_ready(sockets.tcp_addr());
 
     let mut server = Server { run, req, decoder, wake, sockets, numbers, events };
     loop {
         let watch = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        // The order of the descriptors here is the order in which they are served below.
         let mut fds = [stop.as_fd(), server.req.as_fd(), server.wake.as_fd()].map(watch).to_vec();
         fds.extend(server.sockets.poll_fds());
         if let Err(errno) = poll(&mut fds, poll_timeout(server.deadline())) {
@@ -118,6 +120,7 @@ impl Server {
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
             read => read.context("read req")?,
         };
+        // A killed client may have left a part of a question. The decoder skips it.
         self.decoder.feed(buffer.get(..n).unwrap_or_default());
         while let Some(question) = self.decoder.next_question() {
             self.reply(&question);
@@ -132,6 +135,7 @@ impl Server {
     fn reply(&mut self, question: &Question) {
         let (pid, nonce) = (question.pid, question.nonce);
         self.events.emit(&Event::question(pid, question, "fifo"));
+        // kill(2) gives these numbers another meaning; no client has one.
         let answer = match pid {
             ..=1 => Answer::error(nonce, Status::Pid),
             _ => self.numbers.answer(nonce, question.n),

@@ -19,7 +19,7 @@ use common::report::{self, Failed};
 use lifecycle::{Server, shutdown};
 use multiply::events::{Event, Events};
 use multiply::frame::Framing;
-use multiply::pool::{Pool, Verdict};
+use multiply::pool::{Action, Pool};
 use multiply::request::Rejection;
 use multiply::session::{INPUT, Next, Session};
 use socket2::{SockAddr, Socket};
@@ -49,9 +49,9 @@ fn main() -> Result<(), Failed> {
     let listener = args.server.listen()?;
     shutdown::register(&listener);
     let shared = Arc::clone(&args);
-    let serve =
-        move |conn: &mut Socket, peer: &SockAddr, verdict| shared.serve(conn, peer, verdict);
+    let serve = move |conn: &mut Socket, peer: &SockAddr, action| shared.serve(conn, peer, action);
     let pool = Pool::start(args.pool.workers, args.max_conns, serve)?;
+    // The last line before the loop: everything that can fail at the start has succeeded.
     report::ready(&listener);
 
     while !shutdown::requested() {
@@ -63,6 +63,7 @@ fn main() -> Result<(), Failed> {
         }
     }
 
+    // The listener is shut down. The sessions that are open end now, or at the shutdown timeout.
     pool.end();
     args.server.log.cpu_time();
     Ok(())
@@ -70,12 +71,12 @@ fn main() -> Result<(), Failed> {
 
 impl Args {
     /// One client from the accept to the close.
-    fn serve(&self, conn: &mut Socket, addr: &SockAddr, verdict: Verdict) {
+    fn serve(&self, conn: &mut Socket, addr: &SockAddr, action: Action) {
         let (limits, now) = (&self.server.limits, Instant::now());
-        let session = match verdict {
+        let session = match action {
             // The time that the client has waited in the queue does not count.
-            Verdict::Serve => Session::new(self.framing, limits, now),
-            Verdict::Reject => Session::rejected(Rejection::Busy, self.framing, limits, now),
+            Action::Serve => Session::new(self.framing, limits, now),
+            Action::Reject => Session::rejected(Rejection::Busy, self.framing, limits, now),
         };
         let peer = addr.as_socket().map(|addr| addr.to_string()).unwrap_or_default();
         self.events.emit(&Event::Connected { peer: &peer });
@@ -97,12 +98,14 @@ impl Args {
         };
         let mut buffer = [0; INPUT];
         loop {
+            // Each call may block until the session's deadline, and no longer.
             let left = session.deadline().saturating_duration_since(Instant::now());
             if left.is_zero() {
                 session.expire(Instant::now());
             }
             let left = left.max(Duration::from_millis(1));
             let step = match session.next() {
+                // The bytes that have arrived: a part of a request, one, or several.
                 Next::Read => {
                     conn.set_read_timeout(Some(left))?;
                     let room = buffer.get_mut(..session.room()).unwrap_or_default();
@@ -111,11 +114,14 @@ impl Args {
                         Some(bytes) => session.feed(bytes, Instant::now(), report),
                     })
                 }
+                // The kernel may take a part of the answers. The rest stays pending.
                 Next::Write => {
                     conn.set_write_timeout(Some(left))?;
                     let sent = conn.write(session.pending());
                     sent.map(|n| session.consume(n, Instant::now(), report))
                 }
+                // A FIN after an ERR line. A close with unread bytes would send a RST instead, and
+                // the client could lose the line.
                 Next::ShutdownWrite => {
                     session.write_shut_down(Instant::now());
                     conn.shutdown(Shutdown::Write)
