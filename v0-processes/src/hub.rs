@@ -95,7 +95,8 @@ impl Hub {
             Received::Message(ToHub::Link, Some(link)) => self.next_link = Some(link.into()),
             Received::Message(ToHub::Client { id, address, has_worker }, Some(conn)) => {
                 let event = EpollEvent::new(EpollFlags::EPOLLIN, id);
-                let link = self.next_link.take().filter(|link| self.epoll.add(link, event).is_ok());
+                let mut link = self.next_link.take().filter(|_| has_worker);
+                link = link.filter(|link| self.epoll.add(link, event).is_ok());
                 if has_worker && link.is_none() {
                     // The link was lost. The worker has read end of file, and rejects the client.
                     return Ok(());

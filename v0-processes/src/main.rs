@@ -95,8 +95,9 @@ fn hub_process(parent: Parent, hub: Hub) -> ! {
 }
 
 /// A worker process. It closes its copies of the parent's descriptors first. With a copy of the
-/// listener, a worker that outlives the parent would keep the port in use. With a copy of the hub's
-/// end of its own link, it would never read end of file.
+/// listener, a worker that outlives the parent would keep the port in use. With a copy of the bus,
+/// the hub would not read end of file when the parent dies. With a copy of the hub's end of its own
+/// link, the worker would not read end of file when the hub dies.
 fn worker_process(parent: Parent, client: Client, link: Socket, hub_end: Socket) -> ! {
     let Options { limits, log, .. } = parent.options.clone();
     drop((parent, hub_end));

@@ -223,7 +223,6 @@ fn client_that_a_worker_rejects_cannot_keep_the_worker() {
     procs::limit_descriptors(hub.as_raw(), first_free_descriptor(hub));
     let mut peer = room.server.connect();
     assert_eq!(peer.read_exactly(13), b"! server-full");
-    assert_eq!(room.server.family().len(), 5);
     eventually("the worker has ended", || {
         let _ = peer.try_send("x");
         (room.server.family().len() == 4).then_some(())
