@@ -26,6 +26,8 @@ const CLOSING_SLOTS: usize = 24;
 /// What the thread or task that writes to a client does next, see [`Room::next_step`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// Wake the threads or tasks of the clients that have changed, see [`Room::take_changed`].
+    Wake,
     /// Send the [`pending`](Session::pending) bytes, and give up at this time.
     Write(Instant),
     /// Send the FIN.
@@ -128,6 +130,16 @@ impl<H: Clone + Default> Room<H> {
         self.session_mut(id).into_iter().for_each(|session| _ = session.sent(sent, now));
     }
 
+    /// Calls send(2) with a client's pending bytes, and takes its result.
+    ///
+    /// # Errors
+    /// The error of the call.
+    pub fn send_with(&mut self, id: ClientId, send: impl FnOnce(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
+        let sent = send(self.pending(id));
+        self.sent(id, &sent, Instant::now());
+        sent
+    }
+
     /// The server has closed the socket: forgets the client.
     pub fn remove(&mut self, id: ClientId, now: Instant) {
         self.leave(id, Event::Lost, now); // has no effect on a client that has left before
@@ -165,6 +177,9 @@ impl<H: Clone + Default> Room<H> {
     /// What the thread or task that writes to a client does next. Handles the client's timeouts first.
     pub fn next_step(&mut self, id: ClientId, now: Instant) -> Step {
         self.tick_one(id, now);
+        if !self.updates.changed.is_empty() {
+            return Step::Wake;
+        }
         let Some(session) = self.session_mut(id).filter(|session| !session.is_over()) else { return Step::Over };
         match session.wants_write() {
             true => Step::Write(session.deadline()),
@@ -215,7 +230,8 @@ impl<H: Clone + Default> Room<H> {
     }
 
     fn tick_one(&mut self, id: ClientId, now: Instant) {
-        let Some(session) = self.session_mut(id).filter(|session| session.deadline() <= now) else { return };
+        let is_due = |session: &&mut Session| session.deadline() <= now && !session.is_over();
+        let Some(session) = self.session_mut(id).filter(is_due) else { return };
         if let Some(event) = session.timed_out(now) {
             self.handle(id, event, now);
         }

@@ -154,7 +154,7 @@ impl Session {
     /// True if the client is to be read from. During a pause of the rate limit it is not: its bytes stay in the kernel,
     /// and TCP flow control slows the client down.
     pub fn wants_read(&self) -> bool {
-        !self.is_paused() && !self.eof
+        !self.is_paused() && !self.eof && !self.is_over()
     }
 
     /// True if bytes wait to be sent. An idle socket is always writable, so wait for that only now.

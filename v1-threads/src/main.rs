@@ -13,7 +13,6 @@
 
 use std::io::{self, Read};
 use std::net::Shutdown;
-use std::process;
 use std::sync::Arc;
 use std::thread::Builder;
 use std::time::Instant;
@@ -95,9 +94,8 @@ impl Server {
         let _ = client.conn.set_write_timeout(Some(self.options.limits.write_timeout()));
         let mut room = self.room.lock();
         loop {
-            let step = room.next_step(client.id, Instant::now());
-            wake(&mut room);
-            match step {
+            match room.next_step(client.id, Instant::now()) {
+                Step::Wake => wake(&mut room),
                 Step::Write(_) => {
                     let bytes = room.pending(client.id).to_vec();
                     // The room is unlocked while this thread waits for a slow reader.
@@ -130,13 +128,15 @@ impl Server {
         self.left.notify_all();
         let _ = listener.shutdown(Shutdown::Read); // accept fails from now on
         let _ = signals.wait();
-        process::exit(0);
+        std::process::exit(0);
     }
 }
 
-/// Wakes the threads of the clients that have changed, and no other thread.
-fn wake(room: &mut Room<Arc<Condvar>>) {
-    room.take_changed().iter().for_each(|changed| _ = changed.notify_all());
+/// Wakes the threads of the clients that have changed, and no other thread. The room is unlocked
+/// meanwhile: a thread that wakes up needs the lock.
+fn wake(room: &mut MutexGuard<Room<Arc<Condvar>>>) {
+    let changed = room.take_changed();
+    MutexGuard::unlocked(room, || changed.iter().for_each(|changed| _ = changed.notify_all()));
 }
 
 /// What all threads share. No thread waits for a client while it holds the lock of the room.

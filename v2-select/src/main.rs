@@ -56,22 +56,17 @@ fn main() -> Result<(), Failed> {
         // select reports how many descriptors are ready, but not which: test every bit.
         let stop = readable.contains(signals.as_fd());
         let incoming = readable.contains(server.listener.as_fd());
-        let is_ready = |(id, conn): (&ClientId, &Socket)| {
-            (*id, readable.contains(conn.as_fd()), writable.contains(conn.as_fd()))
-        };
-        let ready: Vec<(ClientId, bool, bool)> = server.clients.iter().map(is_ready).collect();
+        let may_read = |(id, c): (&ClientId, &Socket)| readable.contains(c.as_fd()).then_some(*id);
+        let may_write = |(id, c): (&ClientId, &Socket)| writable.contains(c.as_fd()).then_some(*id);
+        let to_read: Vec<ClientId> = server.clients.iter().filter_map(may_read).collect();
+        let to_write: Vec<ClientId> = server.clients.iter().filter_map(may_write).collect();
+        // One time for the whole iteration: all its deadlines are compared with the same `now`.
         let now = Instant::now();
         if stop {
             server.stop(&signals, now);
         }
-        for (id, may_read, may_write) in ready {
-            if may_read {
-                server.read(id, now);
-            }
-            if may_write {
-                server.write(id, now);
-            }
-        }
+        to_read.into_iter().for_each(|id| server.read(id, now));
+        to_write.into_iter().for_each(|id| server.write(id, now));
         if incoming {
             server.accept(now)?;
         }
@@ -121,10 +116,9 @@ impl Server {
 
     /// First signal: the final message for all clients, and no new clients. Second signal: the end.
     fn stop(&mut self, signals: &Signals, now: Instant) {
-        if signals.read().is_ok() {
-            let _ = self.listener.shutdown(Shutdown::Read);
-            self.room.shut_down(now);
-        }
+        let _ = signals.read();
+        let _ = self.listener.shutdown(Shutdown::Read);
+        self.room.shut_down(now);
     }
 
     fn accept(&mut self, now: Instant) -> Result<(), Failed> {
@@ -149,15 +143,15 @@ impl Server {
         self.room.received(id, &received, &buffer, now);
     }
 
-    /// Sends what waits, until the kernel's buffer is full.
+    /// Sends what waits, until the kernel's buffer is full. Then select reports when the socket is
+    /// writable again. After the final message a FIN ends the connection; the socket is closed only
+    /// when the client has closed too, because a close with unread bytes would send a RST.
     fn write(&mut self, id: ClientId, now: Instant) {
         let Some(conn) = self.clients.get(&id) else { return };
         let Some(session) = self.room.session_mut(id) else { return };
-        while session.wants_write() {
-            let sent = conn.send(session.pending());
-            if !session.sent(&sent, now) {
-                break;
-            }
+        let mut has_space = true;
+        while has_space && session.wants_write() {
+            has_space = session.sent(&conn.send(session.pending()), now);
         }
         if session.finish(now) {
             let _ = conn.shutdown(Shutdown::Write);

@@ -6,7 +6,7 @@
 //! Next: v4-async
 //! Diff base: v2-select
 //! Overload: refuse (beyond --max-conns a client gets `! server-full`)
-//! Slow reader: kick (when --outbox is full, or after --write-timeout without progress; see --slow)
+//! Slow reader: kick (when --outbox is full, or after --write-timeout; see --slow)
 
 mod epoll;
 mod poll;
@@ -44,25 +44,33 @@ struct Args {
 }
 
 fn main() -> Result<(), Failed> {
-    let args = Args::parse();
+    let Args { mut options, poller, slow } = Args::parse();
     let signals = Signals::new()?;
-    let mut server = Server::new(args)?;
-    server.poller.set(signals.as_fd(), SIGNALS, Interest::READ).context("watch the signals")?;
+    let mut poller = Poller::new(poller, &mut options.limits).context("poller")?;
+    poller.set(signals.as_fd(), SIGNALS, Interest::READ).context("watch the signals")?;
+    let room = options.room(slow)?;
+    let listener = options.listen()?;
+    listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
+    let (backoff, clients) = (Backoff::default(), BTreeMap::new());
+    let mut server = Server { options, poller, listener, backoff, room, clients, last_id: 0 };
     server.watch_listener();
+    let mut ready = Vec::new();
     report::ready(&server.listener);
 
-    let mut ready = Vec::new();
     while !server.room.is_done() {
         let deadline = server.room.deadline().into_iter().chain(server.backoff.until()).min();
-        if let Err(e) = server.poller.wait(deadline, &mut ready) {
-            server.backoff.sleep("wait", &e, &server.options.log)?; // EINTR or ENOMEM: call it again
-        }
+        let waited = server.poller.wait(deadline, &mut ready);
+        // Goes on after EINTR and ENOMEM, with nothing ready.
+        waited.or_else(|e| server.backoff.sleep("wait", &e, &server.options.log))?;
+        // One time for the whole iteration: all its deadlines are compared with the same `now`.
         let now = Instant::now();
         for Ready { token, read } in ready.drain(..) {
             match token {
                 LISTENER => server.accept(now)?,
                 SIGNALS => server.stop(&signals, now),
                 id => {
+                    // One read for each ready client. A client with more bytes stays ready, and is
+                    // served again in the next iteration: no client delays the others for long.
                     if read {
                         server.read(id, now);
                     }
@@ -97,21 +105,11 @@ struct Server {
 }
 
 impl Server {
-    fn new(args: Args) -> Result<Server, Failed> {
-        let Args { mut options, poller, slow } = args;
-        let poller = Poller::new(poller, &mut options.limits).context("poller")?;
-        let room = options.room(slow)?;
-        let listener = options.listen()?;
-        // A client may disconnect before accept: accept must not block the other clients.
-        listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
-        let (backoff, clients) = (Backoff::default(), BTreeMap::new());
-        Ok(Server { options, poller, listener, backoff, room, clients, last_id: 0 })
-    }
-
     /// Watches the listener while the server accepts. Otherwise connections stay in the backlog.
     fn watch_listener(&mut self) {
+        // While accept is paused the listener stays readable: if watched, the loop would spin.
         let is_accepting = self.room.is_accepting() && self.backoff.until().is_none();
-        let interest = if is_accepting { Interest::READ } else { Interest::NONE };
+        let interest = Interest { read: is_accepting, write: false };
         if let Err(e) = self.poller.set(self.listener.as_fd(), LISTENER, interest) {
             let _ = self.backoff.pause("watch the listener", &e, &self.options.log); // tried again after the pause
         }
@@ -119,10 +117,9 @@ impl Server {
 
     /// First signal: the final message for all clients, and no new clients. Second signal: the end.
     fn stop(&mut self, signals: &Signals, now: Instant) {
-        if signals.read().is_ok() {
-            let _ = self.listener.shutdown(Shutdown::Read);
-            self.room.shut_down(now);
-        }
+        let _ = signals.read();
+        let _ = self.listener.shutdown(Shutdown::Read);
+        self.room.shut_down(now);
     }
 
     fn accept(&mut self, now: Instant) -> Result<(), Failed> {
@@ -138,12 +135,13 @@ impl Server {
         Ok(())
     }
 
-    /// One read, so that no client delays the others for long.
+    /// Reads once. poll and epoll also report errors that were not asked for: a client that is not
+    /// to be read from is then disconnected, because the event would be reported again and again.
     fn read(&mut self, id: ClientId, now: Instant) {
         let Some(conn) = self.clients.get_mut(&id) else { return };
         let Some(session) = self.room.session_mut(id) else { return };
         if !session.wants_read() {
-            return session.fail(); // poll and epoll also report an error that was not asked for
+            return session.fail();
         }
         let mut buffer = [0; 4096];
         let received = conn.read(&mut buffer);
@@ -151,24 +149,20 @@ impl Server {
     }
 
     /// Sends what waits, without asking first: the kernel's buffer nearly always has space. Then
-    /// updates the interest. An idle socket is always writable, so interest in *writable* exists
-    /// only while bytes wait to be sent.
+    /// updates the interest. An idle socket is always writable, so the server waits for *writable*
+    /// only while bytes wait to be sent. The poller passes changes on to the kernel, and nothing else:
+    /// a delivery that the kernel takes at once needs no call besides send.
     fn write(&mut self, id: ClientId, now: Instant) {
         let Some(conn) = self.clients.get(&id) else { return };
         let Some(session) = self.room.session_mut(id) else { return };
-        while session.wants_write() {
-            let sent = conn.send(session.pending());
-            if !session.sent(&sent, now) {
-                break;
-            }
+        let mut has_space = true;
+        while has_space && session.wants_write() {
+            has_space = session.sent(&conn.send(session.pending()), now);
         }
         if session.finish(now) {
             let _ = conn.shutdown(Shutdown::Write);
         }
-        let mut interest = Interest { read: session.wants_read(), write: session.wants_write() };
-        if session.is_over() {
-            interest = Interest::NONE;
-        }
+        let interest = Interest { read: session.wants_read(), write: session.wants_write() };
         if let Err(e) = self.poller.set(conn.as_fd(), id, interest) {
             self.options.log.repeated("WARN", &format!("watch client {id}: {e}"));
             session.fail();

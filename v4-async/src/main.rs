@@ -8,8 +8,8 @@
 //! Overload: refuse (beyond --max-conns a client gets `! server-full`)
 //! Slow reader: kick (when --outbox is full, or after --write-timeout without progress)
 //!
-//! This is v1-threads, function by function: a task where v1 has a thread, `.await` where a thread of
-//! v1 blocks, a `RefCell` where v1 has a mutex. `rt.rs` is what makes the tasks run.
+//! This is v1-threads, function by function: a task where v1 has a thread, `.await` where a thread
+//! of v1 blocks, a `RefCell` where v1 has a mutex. `rt.rs` is what makes the tasks run.
 
 #![forbid(unsafe_code)]
 
@@ -19,7 +19,6 @@ mod trace;
 use std::cell::RefCell;
 use std::io::{self, Read};
 use std::net::Shutdown;
-use std::process;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -31,6 +30,7 @@ use common::descriptors::limit_descriptors;
 use common::report::{self, Failed};
 use common::sock::Backoff;
 use lifecycle::Signals;
+use mio::Interest;
 use rt::{AsyncFd, Executor, Notify, yield_now};
 use socket2::Socket;
 
@@ -50,13 +50,12 @@ fn main() -> Result<(), Failed> {
     let signals = Signals::new()?;
     limit_descriptors(u64::MAX)?; // the soft limit is low because of select
     let room = RefCell::new(options.room(Slow::Kick)?);
-    let listener = options.listen()?;
     let rt = Executor::new().context("epoll_create1")?;
-    let listener: &'static _ =
-        Box::leak(Box::new(AsyncFd::new(rt, listener).context("epoll_ctl")?));
+    let listener = AsyncFd::new(rt, options.listen()?).context("epoll_ctl")?;
+    let listener: &'static _ = Box::leak(Box::new(listener));
     let signals = AsyncFd::new(rt, signals).context("epoll_ctl")?;
-    let server: &'static _ =
-        Box::leak(Box::new(Server { options, rt, room, left: Notify::default() }));
+    let server = Server { options, rt, room, left: Notify::default() };
+    let server: &'static _ = Box::leak(Box::new(server));
     rt.spawn(server.watch_signals(signals, listener));
     report::ready(&listener.io);
     rt.block_on(server.accept(listener)).context("epoll_wait")?
@@ -66,19 +65,19 @@ impl Server {
     async fn accept(&'static self, listener: &AsyncFd<Socket>) -> Result<(), Failed> {
         let mut backoff = Backoff::default();
         for id in 1.. {
-            let accepted = listener.read(Socket::accept).await;
+            let accepted = listener.async_io(Interest::READABLE, Socket::accept).await;
             // While the room is full, the other connections stay in the backlog.
             while !self.room.borrow().is_accepting() && !self.room.borrow().is_stopping() {
                 self.left.notified().await;
             }
-            let accepted =
-                accepted.and_then(|(conn, peer)| Ok((AsyncFd::new(self.rt, conn)?, peer)));
-            let (conn, peer) = match accepted {
+            let register = |(conn, peer)| Ok((AsyncFd::new(self.rt, conn)?, peer));
+            let (conn, peer) = match accepted.and_then(register) {
                 _ if self.room.borrow().is_stopping() => break,
                 Ok(accepted) => accepted,
                 Err(e) => {
                     let pause = backoff.pause("accept", &e, &self.options.log)?;
-                    self.rt.sleep_until(Instant::now() + pause).await;
+                    // A client that leaves gives a descriptor back, and ends the pause.
+                    self.rt.timeout_at(Instant::now() + pause, self.left.notified()).await;
                     continue;
                 }
             };
@@ -87,9 +86,9 @@ impl Server {
             self.rt.spawn(self.read(Rc::clone(&client)));
             self.rt.spawn(self.write(client));
         }
-        let (end, mut sleep) = (Instant::now() + self.options.limits.grace(), self.rt.sleep());
+        let end = Instant::now() + self.options.limits.grace();
         while !self.room.borrow().is_done() && Instant::now() < end {
-            sleep.timeout_at(end, self.left.notified()).await;
+            self.rt.timeout_at(end, self.left.notified()).await;
         }
         self.options.log.cpu_time();
         Ok(())
@@ -97,7 +96,8 @@ impl Server {
 
     /// A client's first task. It awaits the client's bytes, and never a receiver.
     async fn read(&self, client: Rc<Client>) {
-        while let Ok(1..) = client.conn.read(|conn| self.receive(&client, conn)).await {
+        let receive = |conn: &Socket| self.receive(&client, conn);
+        while let Ok(1..) = client.conn.async_io(Interest::READABLE, receive).await {
             // The rate limit: the task does not read, and TCP flow control slows the client down.
             while self.room.borrow().session(client.id).is_some_and(Session::is_paused) {
                 client.changed.notified().await;
@@ -109,58 +109,50 @@ impl Server {
     fn receive(&self, client: &Client, mut conn: &Socket) -> io::Result<usize> {
         let mut buffer = [0; 4096];
         let received = conn.read(&mut buffer);
-        let mut room = self.room.borrow_mut();
-        room.received(client.id, &received, &buffer, Instant::now());
-        wake(&mut room);
+        self.room.borrow_mut().received(client.id, &received, &buffer, Instant::now());
+        wake(&mut self.room.borrow_mut());
         client.conn.short_read(received.as_ref().is_ok_and(|n| *n < buffer.len()));
         received
     }
 
     /// A client's second task. It sends what waits for the client, and ends the connection.
     async fn write(&self, client: Rc<Client>) {
-        let mut sleep = self.rt.sleep();
+        let send =
+            |conn: &Socket| self.room.borrow_mut().send_with(client.id, |bytes| conn.send(bytes));
         loop {
             // The room is borrowed between two awaits, and never during one.
             let step = self.room.borrow_mut().next_step(client.id, Instant::now());
-            wake(&mut self.room.borrow_mut());
             match step {
+                Step::Wake => wake(&mut self.room.borrow_mut()),
                 Step::Write(until) => {
-                    let send = client.conn.write(|conn| self.send(&client, conn));
-                    sleep.timeout_at(until, send).await;
+                    let sent = client.conn.async_io(Interest::WRITABLE, send);
+                    self.rt.timeout_at(until, sent).await;
                 }
                 Step::Finish => _ = client.conn.io.shutdown(Shutdown::Write),
-                Step::Wait(until) => _ = sleep.timeout_at(until, client.changed.notified()).await,
+                Step::Wait(until) => _ = self.rt.timeout_at(until, client.changed.notified()).await,
                 Step::Over => break,
             }
         }
         self.remove(&client);
     }
 
-    fn send(&self, client: &Client, conn: &Socket) -> io::Result<usize> {
-        let mut room = self.room.borrow_mut();
-        let sent = conn.send(room.pending(client.id));
-        room.sent(client.id, &sent, Instant::now());
-        sent
-    }
-
     fn remove(&self, client: &Client) {
         let _ = client.conn.io.shutdown(Shutdown::Both); // ends a read that waits
-        let mut room = self.room.borrow_mut();
-        room.remove(client.id, Instant::now());
-        wake(&mut room);
+        self.room.borrow_mut().remove(client.id, Instant::now());
+        wake(&mut self.room.borrow_mut());
         client.changed.notify_all(); // ends a pause of the reader
         self.left.notify_all();
     }
 
     /// First signal: the final message for all clients, and no new clients. Second signal: exit.
     async fn watch_signals(&self, signals: AsyncFd<Signals>, listener: &AsyncFd<Socket>) {
-        let _ = signals.read(Signals::read).await;
+        let _ = signals.async_io(Interest::READABLE, Signals::read).await;
         self.room.borrow_mut().shut_down(Instant::now());
         wake(&mut self.room.borrow_mut());
         self.left.notify_all();
         let _ = listener.io.shutdown(Shutdown::Read); // accept fails from now on
-        let _ = signals.read(Signals::read).await;
-        process::exit(0);
+        let _ = signals.async_io(Interest::READABLE, Signals::read).await;
+        std::process::exit(0);
     }
 }
 

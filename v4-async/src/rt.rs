@@ -1,30 +1,28 @@
-//! What `async` needs in order to run: an executor that polls tasks, a timer, and a reactor that waits
-//! in epoll.
+//! What `async` needs in order to run: an executor that polls tasks, a timer, and a reactor that
+//! waits in epoll.
 //!
 //! One round trip, from a system call to its result. The executor polls a task. The task's future
-//! reaches [`AsyncFd::read`], and the system call fails with EAGAIN. The future stores its waker with
-//! the descriptor, and returns `Pending`. If no other task is ready, the executor sleeps in epoll_wait.
-//! The kernel reports the descriptor, and the reactor calls the waker, which puts the task into the
-//! ready queue. The executor polls the task again, and this time the system call succeeds.
+//! reaches [`AsyncFd::read`], and the system call fails with EAGAIN. The future stores its waker
+//! with the descriptor, and returns `Pending`. If no other task is ready, the executor sleeps in
+//! epoll_wait. The kernel reports the descriptor, and the reactor calls the waker, which puts the
+//! task into the ready queue. The executor polls the task again, and this time the system call
+//! succeeds.
 //!
-//! Everything runs on one thread, and events are taken in epoll_wait only. Therefore no event is lost
-//! between a call that fails with EAGAIN and the storing of the waker.
+//! Everything runs on one thread, and events are taken in epoll_wait only. Therefore no event is
+//! lost between a call that fails with EAGAIN and the storing of the waker.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
-use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, atomic::AtomicBool, atomic::AtomicU64, atomic::Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Token};
+use mio::{Events, Interest, Token, unix::SourceFd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parking_lot::Mutex;
 
@@ -38,10 +36,10 @@ fn next_id() -> u64 {
 
 // ---------------------------------------------------------------- Task
 
-type TaskId = u64;
-type ReadyQueue = Mutex<VecDeque<TaskId>>;
+type ReadyQueue = Mutex<VecDeque<u64>>;
 
-/// A future that the executor runs to its end. tokio calls this a task too; `tokio::spawn` makes it.
+/// A future that the executor runs to its end. tokio calls this a task too; `tokio::spawn` makes
+/// it.
 struct Task {
     future: RefCell<Pin<Box<dyn Future<Output = ()>>>>,
     waker: Arc<TaskWaker>,
@@ -49,11 +47,12 @@ struct Task {
 
 // ---------------------------------------------------------------- Waker
 
-/// What a [`Waker`] contains. It puts its task into the ready queue, unless the task is there already:
-/// ten wakes cause one poll. tokio calls this the task's `Header`, and the queue its run queue. The
-/// standard library requires that a waker works on any thread, hence the atomic and the mutex.
+/// What a [`Waker`] contains. It puts its task into the ready queue, unless the task is there
+/// already: ten wakes cause one poll. tokio calls this the task's `Header`, and the queue its run
+/// queue. The standard library requires that a waker works on any thread, hence the atomic and the
+/// mutex.
 struct TaskWaker {
-    task: TaskId,
+    task: u64,
     is_queued: AtomicBool,
     ready: Arc<ReadyQueue>,
 }
@@ -69,16 +68,12 @@ impl Wake for TaskWaker {
 
 // ---------------------------------------------------------------- Executor
 
-/// How often the executor empties the ready queue between two calls of epoll_wait. A call costs time,
-/// and without a call no new event is seen. tokio calls this the `event_interval`; it is 61 polls.
-const ROUNDS: u32 = 8;
-
-/// Polls the tasks that are ready, and sleeps in the reactor while no task is ready. tokio calls this
-/// the `current_thread` scheduler. Its other scheduler has several threads, which steal tasks from each
-/// other.
+/// Polls the tasks that are ready, and sleeps in the reactor while no task is ready. tokio calls
+/// this the `current_thread` scheduler. Its other scheduler has several threads, which steal tasks
+/// from each other.
 pub struct Executor {
     ready: Arc<ReadyQueue>,
-    tasks: RefCell<HashMap<TaskId, Rc<Task>>>,
+    tasks: RefCell<HashMap<u64, Rc<Task>>>,
     timer: Timer,
     reactor: Reactor,
 }
@@ -86,8 +81,10 @@ pub struct Executor {
 impl Executor {
     /// An executor that lives as long as the process, so that every task can use it.
     pub fn new() -> io::Result<&'static Executor> {
+        let reactor =
+            Reactor { poll: RefCell::new(mio::Poll::new()?), sources: RefCell::default() };
         let (ready, tasks, timer) = (Arc::default(), RefCell::default(), Timer::default());
-        Ok(Box::leak(Box::new(Executor { ready, tasks, timer, reactor: Reactor::new()? })))
+        Ok(Box::leak(Box::new(Executor { ready, tasks, timer, reactor })))
     }
 
     /// Makes a task of a future. It is polled for the first time in the next round.
@@ -100,15 +97,17 @@ impl Executor {
         self.tasks.borrow_mut().insert(task, Rc::new(task_state));
     }
 
-    /// Runs all tasks until this future is done. Then the other tasks are dropped, with everything that
-    /// they own.
+    /// Runs all tasks until this future is done. Then the other tasks are dropped, with everything
+    /// that they own.
     pub fn block_on<T: 'static>(&self, main: impl Future<Output = T> + 'static) -> io::Result<T> {
         let result = Rc::new(Cell::new(None));
         let slot = Rc::clone(&result);
         self.spawn(async move { slot.set(Some(main.await)) });
         loop {
-            for _ in 0..ROUNDS {
-                let round = mem::take(&mut *self.ready.lock());
+            // epoll_wait costs time, and without it no new event is seen: 8 rounds, then one call.
+            // tokio calls this number the `event_interval`, and counts polls.
+            for _ in 0..8 {
+                let round = std::mem::take(&mut *self.ready.lock());
                 round.into_iter().for_each(|task| self.poll(task));
             }
             if let Some(value) = result.take() {
@@ -116,44 +115,35 @@ impl Executor {
                 return Ok(value);
             }
             let is_idle = self.ready.lock().is_empty();
-            self.reactor.wait(if is_idle { self.timer.timeout() } else { Some(Duration::ZERO) })?;
-            self.timer.wake_expired();
+            self.reactor.wait(if is_idle { self.timeout() } else { Some(Duration::ZERO) })?;
+            while self.timeout() == Some(Duration::ZERO) {
+                self.timer.borrow_mut().pop_first().into_iter().for_each(|(_, waker)| waker.wake());
+            }
         }
     }
 
     /// Polls one task once.
-    fn poll(&self, id: TaskId) {
+    fn poll(&self, id: u64) {
         let Some(task) = self.tasks.borrow().get(&id).cloned() else { return };
         // Before the poll: a wake during the poll must queue the task again.
         task.waker.is_queued.store(false, SeqCst);
         trace::step(Step::Poll { task: id });
         let waker = Waker::from(Arc::clone(&task.waker));
-        match task.future.borrow_mut().as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Pending => trace::step(Step::Pending { task: id }),
-            Poll::Ready(()) => {
-                trace::step(Step::Done { task: id });
-                self.tasks.borrow_mut().remove(&id);
-            }
+        let mut context = Context::from_waker(&waker);
+        let is_done = task.future.borrow_mut().as_mut().poll(&mut context).is_ready();
+        trace::step(if is_done { Step::Done { task: id } } else { Step::Pending { task: id } });
+        if is_done {
+            self.tasks.borrow_mut().remove(&id);
         }
-    }
-
-    /// A timer for the calling task.
-    pub fn sleep(&'static self) -> Sleep {
-        Sleep { timer: &self.timer, entry: None }
-    }
-
-    /// Waits until this time. tokio calls this `time::sleep_until`.
-    pub async fn sleep_until(&'static self, at: Instant) {
-        self.sleep().timeout_at(at, pending::<()>()).await;
     }
 }
 
-/// Moves the calling task to the end of the ready queue: the other ready tasks run first. tokio calls
-/// this `task::yield_now`.
+/// Moves the calling task to the end of the ready queue: the other ready tasks run first. tokio
+/// calls this `task::yield_now`.
 pub async fn yield_now() {
     let mut has_yielded = false;
     poll_fn(|context| {
-        if mem::replace(&mut has_yielded, true) {
+        if std::mem::replace(&mut has_yielded, true) {
             return Poll::Ready(());
         }
         trace::step(Step::Yield { task: trace::current() });
@@ -165,128 +155,82 @@ pub async fn yield_now() {
 
 // ---------------------------------------------------------------- Timer
 
-/// Wakers, sorted by the time at which they are called. tokio calls this the time driver, and keeps the
-/// wakers in a timer wheel.
-#[derive(Default)]
-struct Timer {
-    wakers: RefCell<BTreeMap<(Instant, u64), Waker>>,
-}
+/// Wakers, sorted by the time at which they are called. tokio calls this the time driver, and keeps
+/// the wakers in a timer wheel.
+type Timer = RefCell<BTreeMap<(Instant, u64), Waker>>;
 
-impl Timer {
-    /// The time until the first waker is due.
-    fn timeout(&self) -> Option<Duration> {
-        let first = self.wakers.borrow().keys().next().map(|(at, _)| *at);
-        first.map(|at| at.saturating_duration_since(Instant::now()))
-    }
+/// An entry in the timer. It leaves the timer together with the future that needs it.
+struct Entry<'a>(&'a Timer, (Instant, u64));
 
-    fn wake_expired(&self) {
-        while self.timeout() == Some(Duration::ZERO) {
-            let first = self.wakers.borrow_mut().pop_first();
-            first.into_iter().for_each(|(_, waker)| waker.wake());
-        }
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.0.borrow_mut().remove(&self.1);
     }
 }
 
-/// An entry in the timer. tokio calls this `time::Sleep`. The task uses it again for its next wait: if
-/// the time is the same, the entry stays where it is.
-pub struct Sleep {
-    timer: &'static Timer,
-    entry: Option<(Instant, u64)>,
-}
-
-impl Sleep {
-    /// The output of the future, or None if the future is not done at `at`. Then the future is dropped,
-    /// which cancels it. tokio calls this `time::timeout_at`.
-    pub async fn timeout_at<F: Future>(&mut self, at: Instant, future: F) -> Option<F::Output> {
-        let mut future = pin!(future);
+impl Executor {
+    /// The output of the future, or None if the future is not done at `at`. Then the future is
+    /// dropped, which cancels it. tokio calls this `time::timeout_at`.
+    pub async fn timeout_at<F: Future>(&self, at: Instant, future: F) -> Option<F::Output> {
+        let (mut future, mut entry) = (pin!(future), None);
         poll_fn(|context| match future.as_mut().poll(context) {
             Poll::Ready(value) => Poll::Ready(Some(value)),
             Poll::Pending if Instant::now() >= at => Poll::Ready(None),
             Poll::Pending => {
-                if self.entry.is_none_or(|(old, _)| old != at) {
-                    self.clear();
-                    let entry = *self.entry.insert((at, next_id()));
-                    self.timer.wakers.borrow_mut().insert(entry, context.waker().clone());
-                }
+                let entry = entry.get_or_insert_with(|| Entry(&self.timer, (at, next_id())));
+                self.timer.borrow_mut().insert(entry.1, context.waker().clone());
                 Poll::Pending
             }
         })
         .await
     }
 
-    fn clear(&mut self) {
-        self.entry.take().iter().for_each(|entry| _ = self.timer.wakers.borrow_mut().remove(entry));
-    }
-}
-
-impl Drop for Sleep {
-    fn drop(&mut self) {
-        self.clear();
+    /// The time until the first waker is due.
+    fn timeout(&self) -> Option<Duration> {
+        let first = self.timer.borrow().keys().next().map(|(at, _)| *at);
+        first.map(|at| at.saturating_duration_since(Instant::now()))
     }
 }
 
 // ---------------------------------------------------------------- Reactor
 
-/// Waits for all descriptors in one epoll_wait, and wakes the tasks of those that are ready. tokio calls
-/// this the I/O driver.
+/// Waits for all descriptors in one epoll_wait, and wakes the tasks of those that are ready. tokio
+/// calls this the I/O driver.
 struct Reactor {
-    poll: RefCell<(mio::Poll, Events)>,
+    poll: RefCell<mio::Poll>,
     sources: RefCell<HashMap<Token, Rc<Source>>>,
 }
 
 /// What the reactor knows about one descriptor. tokio calls this `ScheduledIo`.
+#[derive(Default)]
 struct Source {
-    read: Direction,
-    write: Direction,
+    /// The task that waits until it can read. An event for the other task must not wake it.
+    reader: Cell<Option<Waker>>,
+    /// The task that waits until it can write.
+    writer: Cell<Option<Waker>>,
+    /// There is nothing to read before the next event.
+    is_empty: Cell<bool>,
     /// A short read does not mean that the socket is empty, see [`AsyncFd::short_read`].
     is_special: Cell<bool>,
 }
 
-/// Reading or writing. Each has its own waker, because two tasks wait: an event for one of them must
-/// not wake the other. With edge triggering the kernel reports once that a call may succeed, so
-/// `is_ready` stays true until EAGAIN. It is true at first: the first call finds out.
-struct Direction {
-    is_ready: Cell<bool>,
-    waker: Cell<Option<Waker>>,
-}
-
-impl Direction {
-    fn new() -> Direction {
-        Direction { is_ready: Cell::new(true), waker: Cell::default() }
-    }
-
-    fn wake(&self) {
-        self.is_ready.set(true);
-        self.waker.take().into_iter().for_each(Waker::wake);
-    }
-}
-
 impl Reactor {
-    fn new() -> io::Result<Reactor> {
-        let poll = RefCell::new((mio::Poll::new()?, Events::with_capacity(256)));
-        Ok(Reactor { poll, sources: RefCell::default() })
-    }
-
     /// Sleeps until a descriptor is ready, or until the timeout is over.
     fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
         trace::step(Step::Sleep { ms: timeout.map(|time| time.as_millis()) });
-        let (poll, events) = &mut *self.poll.borrow_mut();
-        match poll.poll(events, timeout) {
-            Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(()),
-            outcome => outcome?,
-        }
-        let sources = self.sources.borrow();
-        for event in events.iter() {
-            let Some(source) = sources.get(&event.token()) else { continue };
-            let (is_error, is_eof) = (event.is_error(), event.is_read_closed());
-            if is_error || is_eof || event.is_priority() {
-                source.is_special.set(true);
+        let mut events = Events::with_capacity(256);
+        let polled = self.poll.borrow_mut().poll(&mut events, timeout);
+        polled.or_else(|e| if e.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(e) })?;
+        for event in &events {
+            let Some(source) = self.sources.borrow().get(&event.token()).cloned() else { continue };
+            let is_special = event.is_error() || event.is_read_closed() || event.is_priority();
+            if is_special || event.is_readable() {
+                source.is_special.set(is_special);
+                source.is_empty.set(false);
+                source.reader.take().into_iter().for_each(Waker::wake);
             }
-            if is_error || is_eof || event.is_readable() {
-                source.read.wake();
-            }
-            if is_error || event.is_write_closed() || event.is_writable() {
-                source.write.wake();
+            if is_special || event.is_writable() {
+                source.writer.take().into_iter().for_each(Waker::wake);
             }
         }
         Ok(())
@@ -295,8 +239,8 @@ impl Reactor {
 
 // ---------------------------------------------------------------- AsyncFd
 
-/// A descriptor whose system calls a task can await: one task for reading and one for writing. tokio
-/// calls this `AsyncFd` too, and each socket of tokio contains a part that does the same.
+/// A descriptor whose system calls a task can await: one task for reading and one for writing.
+/// tokio calls this `AsyncFd` too, and each socket of tokio contains a part that does the same.
 pub struct AsyncFd<T: AsFd> {
     pub io: T,
     reactor: &'static Reactor,
@@ -305,74 +249,62 @@ pub struct AsyncFd<T: AsFd> {
 }
 
 impl<T: AsFd> AsyncFd<T> {
-    /// Adds the descriptor to epoll's interest list, edge-triggered and for both directions, so that
-    /// nothing has to be changed later.
+    /// Adds the descriptor to epoll's interest list: edge-triggered and for both directions, so
+    /// that nothing has to be changed later.
     pub fn new(executor: &'static Executor, io: T) -> io::Result<Self> {
         fcntl(&io, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let (reactor, token) = (&executor.reactor, Token(next_id() as usize));
-        let (read, write) = (Direction::new(), Direction::new());
-        let source = Rc::new(Source { read, write, is_special: Cell::new(false) });
+        let (fd, reactor) = (io.as_fd().as_raw_fd(), &executor.reactor);
+        let (token, source) = (Token(next_id() as usize), Rc::<Source>::default());
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        let fd = io.as_fd().as_raw_fd();
-        reactor.poll.borrow().0.registry().register(&mut SourceFd(&fd), token, interest)?;
+        reactor.poll.borrow().registry().register(&mut SourceFd(&fd), token, interest)?;
         reactor.sources.borrow_mut().insert(token, Rc::clone(&source));
         Ok(AsyncFd { io, reactor, token, source })
     }
 
-    /// Makes a call that reads, as soon as it does not fail with EAGAIN. tokio calls this
-    /// `AsyncFd::async_io`, with `Interest::READABLE`.
-    pub async fn read<R>(&self, call: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
-        self.retry(&self.source.read, call).await
-    }
-
-    /// The same for a call that writes.
-    pub async fn write<R>(&self, call: impl FnMut(&T) -> io::Result<R>) -> io::Result<R> {
-        self.retry(&self.source.write, call).await
-    }
-
-    async fn retry<R>(
-        &self,
-        direction: &Direction,
-        mut call: impl FnMut(&T) -> io::Result<R>,
-    ) -> io::Result<R> {
+    /// Makes a system call as soon as it does not fail with EAGAIN. tokio calls this
+    /// `AsyncFd::async_io`.
+    pub async fn async_io<R, F>(&self, interest: Interest, mut call: F) -> io::Result<R>
+    where
+        F: FnMut(&T) -> io::Result<R>,
+    {
+        let (source, reads) = (&self.source, interest.is_readable());
         poll_fn(|context| {
-            while direction.is_ready.get() {
+            while !(reads && source.is_empty.get()) {
                 match call(&self.io) {
                     Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => direction.is_ready.set(false),
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                     outcome => return Poll::Ready(outcome),
                 }
             }
             trace::step(Step::Park { task: trace::current(), fd: self.io.as_fd().as_raw_fd() });
-            direction.waker.set(Some(context.waker().clone()));
+            let waker = if reads { &source.reader } else { &source.writer };
+            waker.set(Some(context.waker().clone()));
             Poll::Pending
         })
         .await
     }
 
-    /// After a read that did not fill its buffer the socket is empty (epoll(7)). So the next read waits
-    /// for an event first, and the call that would fail with EAGAIN is saved. Two cases are special: the
-    /// end of file, which may be reported already, and an urgent byte, before which recv stops. tokio
-    /// calls this `clear_ready`.
+    /// After a read that did not fill its buffer the socket is empty (epoll(7)). So the next read
+    /// waits for an event first, and the call that would fail with EAGAIN is saved. Two cases are
+    /// special: the end of file may be reported already, and recv stops before an urgent byte.
+    /// tokio calls this `clear_ready`.
     pub fn short_read(&self, is_short: bool) {
-        self.source.read.is_ready.set(!is_short || self.source.is_special.get());
+        self.source.is_empty.set(is_short && !self.source.is_special.get());
     }
 }
 
 impl<T: AsFd> Drop for AsyncFd<T> {
+    /// The close of the descriptor, which follows, also removes it from epoll's interest list.
     fn drop(&mut self) {
         self.reactor.sources.borrow_mut().remove(&self.token);
-        // Before the close: epoll finds the entry by the number, and the next descriptor may get it.
-        let fd = self.io.as_fd().as_raw_fd();
-        let _ = self.reactor.poll.borrow().0.registry().deregister(&mut SourceFd(&fd));
     }
 }
 
 // ---------------------------------------------------------------- Notify
 
-/// Wakes all tasks that wait for it: a condition variable for tasks. If no task waits, a notification
-/// has no effect, so a task checks its condition first. tokio calls this `Notify` too, and `notify_all`
-/// is its `notify_waiters`.
+/// Wakes all tasks that wait for it: a condition variable for tasks. If no task waits, a
+/// notification has no effect, so a task checks its condition first. tokio calls this `Notify` too,
+/// and `notify_all` is its `notify_waiters`.
 #[derive(Default)]
 pub struct Notify {
     count: Cell<u64>,

@@ -320,6 +320,26 @@ fn error_after_the_final_message_ends_the_session_at_once() {
 }
 
 #[test]
+fn next_step_reaches_the_end_of_a_silent_client() {
+    let mut room = Bench::with(&["bob"]);
+    room.now += Duration::from_millis(crate::cli::IDLE_TIMEOUT_MS);
+    let mut steps = Vec::new();
+    // The client reads its final message, and does not close.
+    while steps.len() < 20 && steps.last() != Some(&Step::Over) {
+        let step = room.room.next_step(1, room.now);
+        match step {
+            Step::Wake => _ = room.room.take_changed(),
+            Step::Write(_) => _ = room.room.send_with(1, |bytes| Ok(bytes.len())).unwrap(),
+            Step::Wait(until) => room.now = until,
+            Step::Finish | Step::Over => {}
+        }
+        steps.push(step);
+    }
+    let kinds = steps.iter().filter(|step| **step != Step::Wake).count();
+    assert!(kinds == 4 && steps.len() <= 7 && steps.contains(&Step::Finish), "{steps:?}");
+}
+
+#[test]
 fn full_kernel_buffer_is_not_an_error() {
     let mut room = Bench::with(&["bob", "alice"]);
     room.room.received(1, &Ok(3), b"hi\n", room.now);

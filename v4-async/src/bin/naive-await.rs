@@ -23,6 +23,7 @@ use clap::Parser;
 use common::cli::Listen;
 use common::report::{self, Failed};
 use common::sock::listen;
+use mio::Interest;
 use rt::{AsyncFd, Executor, Notify};
 use socket2::Socket;
 
@@ -36,13 +37,9 @@ struct Args {
 fn main() -> Result<(), Failed> {
     let args = Args::parse();
     let executor = Executor::new().context("epoll_create1")?;
-    let listener = listen(&args.listen, 128)?;
-    let listener = AsyncFd::new(executor, listener).context("epoll_ctl")?;
     let room: &'static Room = Box::leak(Box::default());
     executor.spawn(broadcast(room));
-    report::ready(&listener.io);
-    executor.block_on(accept(executor, room, listener)).context("epoll_wait")??;
-    Ok(())
+    executor.block_on(accept(executor, room, args.listen)).context("epoll_wait")?
 }
 
 #[derive(Default)]
@@ -53,24 +50,24 @@ struct Room {
     changed: Notify,
 }
 
-async fn accept(
-    executor: &'static Executor,
-    room: &'static Room,
-    listener: AsyncFd<Socket>,
-) -> Result<(), Failed> {
+async fn accept(rt: &'static Executor, room: &'static Room, at: Listen) -> Result<(), Failed> {
+    let listener = AsyncFd::new(rt, listen(&at, 128)?).context("epoll_ctl")?;
+    report::ready(&listener.io);
     for id in 1.. {
-        let accepted = listener.read(Socket::accept).await;
+        let accepted = listener.async_io(Interest::READABLE, Socket::accept).await;
         let (conn, _) = accepted.context("accept")?;
-        let conn = Rc::new(AsyncFd::new(executor, conn).context("epoll_ctl")?);
+        let conn = Rc::new(AsyncFd::new(rt, conn).context("epoll_ctl")?);
         room.clients.borrow_mut().insert(id, Rc::clone(&conn));
-        executor.spawn(read(room, id, conn));
+        rt.spawn(read(room, id, conn));
     }
     Ok(())
 }
 
 async fn read(room: &'static Room, id: u64, conn: Rc<AsyncFd<Socket>>) {
     let mut buffer = [0; 1024];
-    while let Ok(n @ 1..) = conn.read(|mut conn| conn.read(&mut buffer)).await {
+    while let Ok(n @ 1..) =
+        conn.async_io(Interest::READABLE, |mut conn| conn.read(&mut buffer)).await
+    {
         let bytes = buffer.get(..n).unwrap_or_default().to_vec();
         room.lines.borrow_mut().push_back((id, bytes));
         room.changed.notify_all();
@@ -94,7 +91,7 @@ async fn broadcast(room: &'static Room) {
 
 async fn write_all(conn: &AsyncFd<Socket>, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        let n = conn.write(|conn| conn.send(bytes)).await?;
+        let n = conn.async_io(Interest::WRITABLE, |conn| conn.send(bytes)).await?;
         bytes = bytes.get(n..).unwrap_or_default();
     }
     Ok(())

@@ -16,12 +16,16 @@ fn pair(rt: &'static Executor) -> (AsyncFd<UnixStream>, AsyncFd<UnixStream>) {
 
 async fn byte(fd: &AsyncFd<UnixStream>) -> Option<u8> {
     let mut byte = [0];
-    let n = fd.read(|mut stream| stream.read(&mut byte)).await.unwrap();
+    let n = fd.async_io(Interest::READABLE, |mut stream| stream.read(&mut byte)).await.unwrap();
     (n == 1).then_some(byte[0])
 }
 
 async fn say(fd: &AsyncFd<UnixStream>, byte: u8) {
-    fd.write(|mut stream| stream.write(&[byte])).await.unwrap();
+    fd.async_io(Interest::WRITABLE, |mut stream| stream.write(&[byte])).await.unwrap();
+}
+
+async fn sleep_until(rt: &Executor, at: Instant) {
+    rt.timeout_at(at, std::future::pending::<()>()).await;
 }
 
 fn in_ms(ms: u64) -> Instant {
@@ -42,13 +46,10 @@ fn a_notice_wakes_all_who_wait() {
                 woken.borrow_mut().push(name);
             });
         }
-        rt.sleep_until(in_ms(1)).await;
+        sleep_until(rt, in_ms(1)).await;
         changed.notify_all();
-        rt.sleep_until(in_ms(1)).await;
-        assert!(
-            rt.sleep().timeout_at(in_ms(5), changed.notified()).await.is_none(),
-            "an old notice"
-        );
+        sleep_until(rt, in_ms(1)).await;
+        assert!(rt.timeout_at(in_ms(5), changed.notified()).await.is_none(), "an old notice");
     })
     .unwrap();
     assert_eq!(*seen.borrow(), [0, 1, 2]);
@@ -84,14 +85,14 @@ fn timers_fire_in_their_order_and_leave_with_their_future() {
         for ms in [30, 10, 20] {
             let order = Rc::clone(&order);
             rt.spawn(async move {
-                rt.sleep_until(start + Duration::from_millis(ms)).await;
+                sleep_until(rt, start + Duration::from_millis(ms)).await;
                 order.borrow_mut().push(ms);
             });
         }
-        assert_eq!(rt.sleep().timeout_at(in_ms(3_600_000), async { 5 }).await, Some(5));
-        rt.sleep_until(start + Duration::from_millis(31)).await;
-        rt.sleep_until(in_ms(1)).await;
-        assert!(rt.timer.wakers.borrow().is_empty(), "a timer outlives its future");
+        assert_eq!(rt.timeout_at(in_ms(3_600_000), async { 5 }).await, Some(5));
+        sleep_until(rt, start + Duration::from_millis(31)).await;
+        sleep_until(rt, in_ms(1)).await;
+        assert!(rt.timer.borrow().is_empty(), "a timer outlives its future");
     })
     .unwrap();
     assert_eq!(*seen.borrow(), [10, 20, 30]);
@@ -109,7 +110,7 @@ fn who_yields_lets_the_others_and_the_timers_have_their_turn() {
                 yield_now().await;
             }
         });
-        rt.sleep_until(in_ms(1)).await;
+        sleep_until(rt, in_ms(1)).await;
         count.get()
     });
     assert!(turns.unwrap() > 0);
@@ -126,10 +127,10 @@ fn ten_wakes_are_one_poll() {
             keep.replace(Some(context.waker().clone()));
             Poll::Pending
         }));
-        rt.sleep_until(in_ms(1)).await;
+        sleep_until(rt, in_ms(1)).await;
         let waker = kept.borrow().clone().unwrap();
         (0..10).for_each(|_| waker.wake_by_ref());
-        rt.sleep_until(in_ms(1)).await;
+        sleep_until(rt, in_ms(1)).await;
         polls.get()
     });
     assert_eq!(polls.unwrap(), 2);
@@ -145,7 +146,7 @@ fn all_tasks_are_dropped_at_the_end() {
             std::future::pending::<()>().await;
             drop(inner);
         });
-        rt.sleep_until(in_ms(1)).await;
+        sleep_until(rt, in_ms(1)).await;
     })
     .unwrap();
     assert_eq!(Rc::strong_count(&held), 1);
