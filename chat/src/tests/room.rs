@@ -324,6 +324,7 @@ fn next_step_reaches_the_end_of_a_silent_client() {
     let mut room = Bench::with(&["bob"]);
     room.now += Duration::from_millis(crate::cli::IDLE_TIMEOUT_MS);
     let mut steps = Vec::new();
+    use crate::Step;
     // The client reads its final message, and does not close.
     while steps.len() < 20 && steps.last() != Some(&Step::Over) {
         let step = room.room.next_step(1, room.now);
