@@ -43,7 +43,7 @@ pub fn run(name: &str, experiment: impl FnOnce() -> Result<(), Stop>) -> ExitCod
 }
 
 /// Prints a line on stdout. A closed pipe (`| head`) or a full disk does not end the experiment.
-pub fn say(line: &str) {
+pub fn print_line(line: &str) {
     let mut out = io::stdout();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();

@@ -1,6 +1,6 @@
 //! A full accept queue: which clients connect, what the others see, what the kernel counts.
 //!
-//! The accept queue holds the connections whose handshake has completed and that nobody has
+//! The accept queue holds the connections whose handshake has completed and that no process has
 //! accepted. listen(fd, N) makes a queue for N + 1 of them. When it is full the kernel drops a SYN
 //! without an answer: the client stays in SYN-SENT and sends its SYN again after a second.
 //!
@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode, Stdio};
 use backlog::probe::{
     ESTABLISHED, SYN_SENT, connect, counter, info, listen, result, wait_connected_or_dropped,
 };
-use backlog::{Stop, network, say};
+use backlog::{Stop, network, print_line};
 use clap::Parser;
 use socket2::Socket;
 
@@ -48,7 +48,7 @@ fn run(args: &Args) -> Result<(), Stop> {
     if let Some(limit) = args.somaxconn {
         network::set("core/somaxconn", limit)?;
     }
-    say("listen(N)  clients  ESTAB  SYN-SENT  error  Recv-Q  Send-Q  overflows  drops");
+    print_line("listen(N)  clients  ESTAB  SYN-SENT  error  Recv-Q  Send-Q  overflows  drops");
     for (i, backlog) in args.backlog.iter().enumerate() {
         overfill(*backlog, args.extra, args.ss && i + 1 == args.backlog.len())?;
     }
@@ -56,11 +56,11 @@ fn run(args: &Args) -> Result<(), Stop> {
     let (listener, addr) = listen(1)?;
     drop(listener);
     let refused = connect(addr).map_or_else(|e| format!("{e:#}"), |client| result(&client));
-    say(&format!("without a listener: {refused}"));
+    print_line(&format!("without a listener: {refused}"));
     Ok(())
 }
 
-/// A listener that nobody calls accept on, and more clients than its queue has room for.
+/// A listener without any call of accept, and more clients than its queue has room for.
 fn overfill(backlog: i32, extra: i32, show_sockets: bool) -> Result<(), Stop> {
     let before = [counter("ListenOverflows")?, counter("ListenDrops")?];
     let (listener, addr) = listen(backlog)?;
@@ -93,7 +93,7 @@ fn print_row(
         clients.iter().filter(|client| info(client).is_ok_and(|info| info.state == state)).count()
     };
     let queue = info(listener)?;
-    say(&format!(
+    print_line(&format!(
         "{backlog:>9}  {:>7}  {:>5}  {:>8}  {:>5}  {:>6}  {:>6}  {:>9}  {:>5}",
         clients.len(),
         in_state(ESTABLISHED),
@@ -113,6 +113,6 @@ fn print_sockets(args: &[&str]) -> Result<(), Stop> {
         Stop::Unavailable(format!("ss: {e}. Install the package iproute2, or run without --ss."))
     })?;
     let printed = String::from_utf8_lossy(&output.stdout);
-    say(&format!("\n$ ss {}\n{}", args.join(" "), printed.trim_end()));
+    print_line(&format!("\n$ ss {}\n{}", args.join(" "), printed.trim_end()));
     Ok(())
 }

@@ -59,8 +59,8 @@ pub fn leave(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Blocks the signals that end the process until the program exits, so that no file and no process is
-/// left behind. Each program ends within a few seconds.
+/// Blocks the signals that end the process until the program exits, so that no file and no process
+/// is left behind. Each program ends within a few seconds.
 pub fn block_signals() -> Result<()> {
     let signals =
         SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
@@ -68,6 +68,6 @@ pub fn block_signals() -> Result<()> {
 }
 
 /// Prints a line. A closed stdout does not end the program.
-pub fn say(line: impl Display) {
+pub fn print_line(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }

@@ -82,11 +82,11 @@ fn run(args: &Args, missing: &mut Missing) -> Result<()> {
     let buses = if args.bus.is_empty() { Bus::value_variants() } else { args.bus.as_slice() };
     if !args.no_rates {
         rates(buses, args, missing)?;
-        say("");
+        print_line("");
     }
     for (i, columns) in TABLES.iter().enumerate() {
         if i > 0 {
-            say("");
+            print_line("");
         }
         table(buses, missing, columns)?;
     }
@@ -95,7 +95,7 @@ fn run(args: &Args, missing: &mut Missing) -> Result<()> {
 
 fn table(buses: &[Bus], missing: &mut Missing, columns: &[Column]) -> Result<()> {
     let head: String = columns.iter().map(|(title, width, _)| format!(" {title:width$}")).collect();
-    say(format!("{:20}{head}", "bus").trim_end());
+    print_line(format!("{:20}{head}", "bus").trim_end());
     for bus in buses {
         start_timeout()?;
         let mut row = format!("{:20}", bus.name());
@@ -104,21 +104,21 @@ fn table(buses: &[Bus], missing: &mut Missing, columns: &[Column]) -> Result<()>
             let cell = missing.cell(result)?;
             row += &format!(" {:width$}", cell.as_deref().unwrap_or("-"));
         }
-        say(row.trim_end());
+        print_line(row.trim_end());
     }
     Ok(())
 }
 
 fn rates(buses: &[Bus], args: &Args, missing: &mut Missing) -> Result<()> {
     let load = Load { writers: args.writers, messages: args.messages, rounds: args.rounds };
-    say(format_args!("{} writers, one reader", args.writers));
-    say(format!("{:20} 128 B: /s  of pipe reads/message 1 KiB: /s  of pipe", "bus"));
+    print_line(format_args!("{} writers, one reader", args.writers));
+    print_line(format!("{:20} 128 B: /s  of pipe reads/message 1 KiB: /s  of pipe", "bus"));
     for bus in buses {
         let row = match missing.cell(measure(*bus, 128, load))? {
             None => "not available".to_owned(),
             Some(small) => rate::row(&small, &measure(*bus, 1024, load)?),
         };
-        say(format!("{:20} {row}", bus.name()));
+        print_line(format!("{:20} {row}", bus.name()));
     }
     Ok(())
 }
@@ -144,6 +144,6 @@ impl Missing {
 }
 
 /// Prints a line. A closed stdout does not end the program.
-fn say(line: impl Display) {
+fn print_line(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }

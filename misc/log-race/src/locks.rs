@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pipe2, read, write};
 
 use crate::log::{Log, Unavailable};
-use crate::say;
+use crate::print_line;
 
 /// What to do with a lock.
 #[derive(Clone, Copy, PartialEq)]
@@ -93,12 +93,12 @@ const QUESTIONS: [(&str, Question); 5] = [
 /// Each cell is an experiment with new processes.
 pub fn table(log: &Log) -> Result<()> {
     set_child_subreaper(true).context("PR_SET_CHILD_SUBREAPER")?;
-    say(format_args!("{:46} {:8} {:8} {}", "the lock ...", "POSIX", "OFD", "flock"));
+    print_line(format_args!("{:46} {:8} {:8} {}", "the lock ...", "POSIX", "OFD", "flock"));
     for (text, question) in QUESTIONS {
         let cell =
             |kind| question(kind, log).context(text).map(|yes| if yes { "yes" } else { "no" });
         let (posix, ofd, flock) = (cell(Kind::Posix)?, cell(Kind::Ofd)?, cell(Kind::Flock)?);
-        say(format_args!("{text:46} {posix:8} {ofd:8} {flock}"));
+        print_line(format_args!("{text:46} {posix:8} {ofd:8} {flock}"));
     }
     Ok(())
 }

@@ -65,8 +65,8 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let log = Log::new(args.keep.as_deref())?;
     let Args { writers, lines, size, .. } = args;
-    say(format_args!("{writers} writers, {lines} lines of {size} bytes per writer"));
-    say(format_args!(
+    print_line(format_args!("{writers} writers, {lines} lines of {size} bytes per writer"));
+    print_line(format_args!(
         "{:18} {:33} {:>5} {:>6} {:>7} {:>6}",
         "mode", "calls for one line", "whole", "broken", "missing", "/s"
     ));
@@ -75,14 +75,14 @@ fn run(args: &Args) -> Result<()> {
         let time = race(&log, *mode, args).with_context(|| mode.to_string())?;
         let Count { complete, broken, missing } = log.count(*writers, *lines, *size as usize)?;
         let rate = f64::from(writers * lines) / time.as_secs_f64();
-        say(format_args!(
+        print_line(format_args!(
             "{:18} {:33} {complete:>5} {broken:>6} {missing:>7} {rate:>6.0}",
             mode.to_string(),
             mode.steps()
         ));
     }
     if args.mode.is_none() {
-        say("");
+        print_line("");
         locks::table(&log)?;
     }
     Ok(())
@@ -116,6 +116,6 @@ fn race(log: &Log, mode: Mode, args: &Args) -> Result<Duration> {
 }
 
 /// Prints a line. A closed stdout does not end the program.
-pub fn say(line: impl Display) {
+pub fn print_line(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }

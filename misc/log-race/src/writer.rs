@@ -88,7 +88,8 @@ fn write_lines(job: &Job, log: &Log, shared: &File) -> io::Result<()> {
             Mode::Append => (&own).write_all(&line)?,
             Mode::AppendTwice => in_two(&own, &line)?,
             Mode::Flock => with_lock(flock, &own, None, &line)?,
-            // All writers have the same open file description, which owns the lock: nobody waits.
+            // All writers have the same open file description, which owns the lock, so no writer
+            // waits.
             Mode::FlockInherited => with_lock(flock, shared, None, &line)?,
             Mode::Ofd => with_lock(ofd_lock, &own, None, &line)?,
             Mode::OfdOtherClosed => with_lock(ofd_lock, &own, Some(log), &line)?,

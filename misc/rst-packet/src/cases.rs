@@ -101,7 +101,7 @@ fn queued() -> io::Result<(String, String)> {
     Ok((poll.to_owned(), ours.calls()))
 }
 
-/// The peer is a thread, because an upload that nobody reads would block.
+/// The peer is a thread, because an upload without a reader would block.
 fn upload_to(how: Close, bytes: usize) -> io::Result<(String, String)> {
     let (mut ours, peer) = pair()?;
     let limits = limits(2 * bytes); // a limit that is not reached

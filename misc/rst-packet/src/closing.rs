@@ -62,7 +62,8 @@ pub fn linger_zero(conn: Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// Replies without reading. The kernel has acknowledged bytes that nobody will read, so close sends
+/// Replies without reading. The kernel has acknowledged bytes that no process will read, so close
+/// sends
 /// a RST. The client may lose the reply because of it.
 fn close_unread(conn: Socket, limits: &Limits) -> io::Result<String> {
     let events = poll(&conn, libc::POLLIN, limits.idle)?;

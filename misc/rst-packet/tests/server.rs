@@ -156,12 +156,12 @@ fn is_reset(server: &Server) -> bool {
 
 #[test]
 fn an_error_is_one_line_with_an_exit_status() {
-    let nobody = Server::start(SERVER, &[]).addr.port().to_string();
+    let unused_port = Server::start(SERVER, &[]).addr.port().to_string();
     let run = |bin: &str, args: &[&str]| Command::new(bin).args(args).output().unwrap();
     let server = Server::start(SERVER, &[]);
     let taken = server.addr.port().to_string();
     for (bin, args, status, words) in [
-        (CLIENT, &["-p", nobody.as_str()][..], 1, "Connection refused"),
+        (CLIENT, &["-p", unused_port.as_str()][..], 1, "Connection refused"),
         (SERVER, &["-p", taken.as_str()], 1, "ddress already in use"),
         (SERVER, &["-i", "0.0.0.0"], 1, "--allow-remote"),
         (SERVER, &["--close", "softly"], 2, "softly"),

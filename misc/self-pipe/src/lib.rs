@@ -42,7 +42,7 @@ impl Experiment {
     /// The window between the check and the sleep: in a real program a few instructions. The timer
     /// starts here, so the signal never arrives before the check.
     pub fn window(&self) -> Result<()> {
-        say(format!(
+        print_line(format!(
             "checked: no signal. SIGALRM comes in {} ms, the call in {} ms",
             self.signal_after, self.window
         ));
@@ -68,7 +68,7 @@ impl Experiment {
     /// signal.
     pub fn report(&self, call: &str, result: impl Display, began: Instant, signal: impl Display) {
         let slept = began.elapsed().as_millis();
-        say(format!("{call}: {result}, slept {slept} ms of {} ms; {signal}", self.timeout));
+        print_line(format!("{call}: {result}, slept {slept} ms of {} ms; {signal}", self.timeout));
     }
 }
 
@@ -92,7 +92,7 @@ pub fn result_text(result: Result<libc::c_int, Errno>) -> String {
 }
 
 /// Prints a line. A closed stdout does not end the program.
-pub fn say(line: impl Display) {
+pub fn print_line(line: impl Display) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 

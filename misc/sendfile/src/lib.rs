@@ -37,7 +37,7 @@ pub fn is_not_permitted(error: &anyhow::Error) -> bool {
 }
 
 /// Prints a line on stdout. A closed pipe or a full disk does not end the experiment.
-pub fn say(line: &str) {
+pub fn print_line(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 

@@ -15,7 +15,7 @@ use clap::{Parser, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
 use sendfile::pair::pair;
 use sendfile::ways::{Way, send};
-use sendfile::{is_not_permitted, say, temporary_file};
+use sendfile::{is_not_permitted, print_line, temporary_file};
 use socket2::Socket;
 
 /// How many bytes the buffers of a connection hold while the receiver does not read.
@@ -32,16 +32,16 @@ fn main() -> ExitCode {
 
 /// One line per way, then the fix.
 fn run() -> anyhow::Result<()> {
-    say("way         sent   then the file is   the receiver reads");
+    print_line("way         sent   then the file is   the receiver reads");
     for way in Way::value_variants() {
         match overwritten(*way) {
             Err(e) if is_not_permitted(&e) => {
-                say(&format!("{:10}  not permitted here (see ulimit -l)", way.name()));
+                print_line(&format!("{:10}  not permitted here (see ulimit -l)", way.name()));
             }
-            text => say(&format!("{:10}  {}", way.name(), text?)),
+            text => print_line(&format!("{:10}  {}", way.name(), text?)),
         }
     }
-    say(&format!("sendfile    {}", renamed_without_signals()?));
+    print_line(&format!("sendfile    {}", renamed_without_signals()?));
     Ok(())
 }
 
@@ -50,7 +50,7 @@ fn overwritten(way: Way) -> anyhow::Result<String> {
     let mut file = temporary_file(b'A', LEN as u64)?;
     let (sender, mut receiver) = pair().context("a TCP connection over loopback")?;
     let sent = send(way, &file, LEN as u64, &sender).context(way.name())?.bytes;
-    // All bytes are sent, says the kernel. They are pages of the file in the socket's queue.
+    // The call has returned. The socket's queue holds pages of the file, not a copy.
     file.rewind().context("lseek")?;
     file.write_all(&[b'B'; LEN]).context("write")?;
     Ok(format!("{sent:5}  overwritten        {}", read(&mut receiver)?))

@@ -210,7 +210,8 @@ fn wait(
         }
         let left = left + Duration::from_millis(1);
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        // No events of the listener: POLLHUP is reported always, and new clients wake nobody here.
+        // No events of the listener: poll always reports POLLHUP, and a new client does not wake
+        // this thread.
         let stop = PollFd::new(listener.unwrap_or(conn).as_fd(), PollFlags::empty());
         let mut fds = [PollFd::new(conn.as_fd(), events), stop];
         match poll(&mut fds, timeout) {

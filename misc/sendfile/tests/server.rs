@@ -22,7 +22,7 @@ use testkit::tools::{Injection, have};
 use testkit::{End, Peer, Server, eventually, pattern};
 
 const BIN: &str = env!("CARGO_BIN_EXE_file-server");
-/// More than all buffers of a connection hold while nobody reads.
+/// More than all buffers of a connection hold while the client does not read.
 const BIG: usize = 24 << 20;
 
 /// A folder with one file of each kind, a secret file beside it, and the server.
@@ -87,7 +87,7 @@ fn ask(server: &Server, line: &[u8]) -> (Vec<u8>, End) {
     peer.read_to_end()
 }
 
-fn says(server: &Server, line: &[u8], answer: &[u8]) {
+fn expect_answer(server: &Server, line: &[u8], answer: &[u8]) {
     let (got, end) = ask(server, line);
     assert_eq!(
         (got.escape_ascii().to_string(), end),
@@ -103,10 +103,10 @@ fn only_regular_files_beneath_the_folder_are_sent() {
     for good in
         [&b"ok.txt\n"[..], b"ok.txt\r\n", b"./ok.txt\n", b"sub/../ok.txt\n", b"dir/./..//ok.txt\n"]
     {
-        says(&site.server, good, b"hello");
+        expect_answer(&site.server, good, b"hello");
     }
-    says(&site.server, b"sub/deep\n", b"deep");
-    says(&site.server, b"empty\n", b"");
+    expect_answer(&site.server, b"sub/deep\n", b"deep");
+    expect_answer(&site.server, b"empty\n", b"");
     let long = [&[b'a'; 5000][..], b"\n"].concat();
     for bad in [
         &b"../x\n"[..],
@@ -142,7 +142,7 @@ fn only_regular_files_beneath_the_folder_are_sent() {
         b"\x1b[2J\n",
         b"GET /ok.txt HTTP/1.0\r\n\r\n",
     ] {
-        says(&site.server, bad, b"ERR not found\n");
+        expect_answer(&site.server, bad, b"ERR not found\n");
     }
     // The longest line, one byte more, and a megabyte.
     for n in [4095, 4096, 1 << 20] {
@@ -155,7 +155,7 @@ fn only_regular_files_beneath_the_folder_are_sent() {
 #[test]
 fn the_log_shows_names_escaped() {
     let site = Site::start(&["-v"]);
-    says(&site.server, b"\x1b[2Jx\n", b"ERR not found\n");
+    expect_answer(&site.server, b"\x1b[2Jx\n", b"ERR not found\n");
     site.server.wait_log("[2Jx' not found");
     assert!(!site.server.log().contains('\x1b'));
     site.finish();
@@ -164,7 +164,7 @@ fn the_log_shows_names_escaped() {
 #[test]
 fn only_the_first_name_is_answered() {
     let site = Site::start(&[]);
-    says(&site.server, b"ok.txt\nok.txt\n", b"hello");
+    expect_answer(&site.server, b"ok.txt\nok.txt\n", b"hello");
     let mut split = site.server.connect();
     for byte in b"ok.txt\n" {
         split.send([*byte]);
@@ -281,7 +281,7 @@ fn a_replaced_file_is_sent_unchanged() {
     fs::write(site.path("new"), "new").unwrap();
     fs::rename(site.path("new"), site.path("big")).unwrap();
     assert!(slow.read_to_end() == (bytes, End::Eof));
-    says(&site.server, b"big\n", b"new");
+    expect_answer(&site.server, b"big\n", b"new");
     site.finish();
 }
 
@@ -291,7 +291,7 @@ fn clients_that_do_not_read_do_not_block_others() {
     site.big();
     let slow: Vec<Peer> = (0..20).map(|_| site.slow_reader("big")).collect();
     for _ in 0..20 {
-        says(&site.server, b"ok.txt\n", b"hello");
+        expect_answer(&site.server, b"ok.txt\n", b"hello");
     }
     assert!(slow.iter().all(|peer| peer.unread() > 0));
     slow.into_iter().for_each(Peer::reset);
@@ -339,7 +339,7 @@ fn clients_over_the_limit_are_rejected() {
 fn files_over_the_size_limit_are_rejected() {
     let site = Site::start(&["--max-request", "40000"]);
     fs::write(site.path("large"), vec![b'x'; 40_001]).unwrap();
-    says(&site.server, b"large\n", b"ERR too large\n");
+    expect_answer(&site.server, b"large\n", b"ERR too large\n");
     assert_eq!(ask(&site.server, b"40000\n").0.len(), 40_000);
     site.finish();
 }
@@ -443,9 +443,9 @@ fn a_start_error_is_one_line() {
         (&["-p", "0", "--root", ".", "-i", "192.0.2.1"], 1, "--allow-remote"),
         (&["-p", "0", "--root", ".", "-i", "192.0.2.1", "--allow-remote"], 1, "bind 192.0.2.1:0"),
     ] {
-        let (status, said) = run(args);
-        assert_eq!((status, said.lines().count()), (Some(code), 1), "{said}");
-        assert!(said.contains(word), "{said}");
+        let (status, text) = run(args);
+        assert_eq!((status, text.lines().count()), (Some(code), 1), "{text}");
+        assert!(text.contains(word), "{text}");
     }
     for args in [
         &["-p", "0"][..],
@@ -476,8 +476,8 @@ fn a_kernel_without_openat2_is_status_69() {
         ]);
         let output =
             strace.args([BIN, "-p", "0", "--root", "."]).stdin(Stdio::null()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), said.lines().count()), (Some(69), 1), "{said}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), text.lines().count()), (Some(69), 1), "{text}");
         assert!(output.stdout.is_empty(), "the server is not ready");
     }
 }

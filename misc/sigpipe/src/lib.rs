@@ -48,21 +48,21 @@ impl Case {
         }
     }
 
-    /// Makes the calls and passes each result to `say`. A process that is killed in a call does not
-    /// print it.
+    /// Makes the calls and passes each result to `print`. A process that is killed in a call does
+    /// not print it.
     ///
     /// # Errors
     /// The call that failed, or no FIN and no RST has arrived.
-    pub fn play(self, flags: MsgFlags, mut say: impl FnMut(String)) -> io::Result<()> {
+    pub fn play(self, flags: MsgFlags, mut print: impl FnMut(String)) -> io::Result<()> {
         let conn = self.connection()?;
         // Wait for the FIN or the RST. poll reports POLLERR and POLLHUP without being asked for
         // them.
         wait(&conn, libc::POLLRDHUP)?;
         for call in self.calls() {
             match call {
-                Call::Recv => say(receive(&conn)),
+                Call::Recv => print(receive(&conn)),
                 Call::Send | Call::SendAndWait => {
-                    say(text("send", send(conn.as_raw_fd(), b"x", flags)));
+                    print(text("send", send(conn.as_raw_fd(), b"x", flags)));
                 }
             }
             if let Call::SendAndWait = call {

@@ -103,8 +103,8 @@ fn truth_f_the_kernel_counts_the_delayed_acks() {
         assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
         let text = String::from_utf8(stdout).unwrap();
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("TcpExt:")).collect();
-        let place = lines[0].split_whitespace().position(|name| name == "DelayedACKs").unwrap();
-        let delayed: u32 = lines[1].split_whitespace().nth(place).unwrap().parse().unwrap();
+        let position = lines[0].split_whitespace().position(|name| name == "DelayedACKs").unwrap();
+        let delayed: u32 = lines[1].split_whitespace().nth(position).unwrap().parse().unwrap();
         assert!(wanted.contains(&delayed), "{way}: {delayed} delayed ACKs for 20 replies");
     }
 }

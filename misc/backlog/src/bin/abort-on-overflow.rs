@@ -12,7 +12,7 @@ use anyhow::Context;
 use backlog::probe::{
     SYN_SENT, connect, connected, info, listen, result, set_tcp_option, wait_for, wait_queued,
 };
-use backlog::{Stop, network, say};
+use backlog::{Stop, network, print_line};
 use clap::Parser;
 use nix::errno::Errno;
 
@@ -30,14 +30,14 @@ fn main() -> ExitCode {
 
 /// Both settings for a dropped SYN, then both for a late handshake.
 fn run() -> Result<(), Stop> {
-    say("                      abort_on_overflow  seen by the client in 1.5 s");
+    print_line("                      abort_on_overflow  seen by the client in 1.5 s");
     for value in [0, 1] {
         network::set("ipv4/tcp_abort_on_overflow", value)?;
-        say(&format!("SYN, full queue       {value:>17}  {}", syn_at_full_queue()?));
+        print_line(&format!("SYN, full queue       {value:>17}  {}", syn_at_full_queue()?));
     }
     for value in [0, 1] {
         network::set("ipv4/tcp_abort_on_overflow", value)?;
-        say(&format!("last ACK, full queue  {value:>17}  {}", late_handshake()?));
+        print_line(&format!("last ACK, full queue  {value:>17}  {}", late_handshake()?));
     }
     Ok(())
 }

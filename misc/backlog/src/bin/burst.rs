@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use backlog::probe::{ESTABLISHED, connect, counter, info, listen, received};
-use backlog::{Stop, network, say};
+use backlog::{Stop, network, print_line};
 use clap::Parser;
 use socket2::Socket;
 
@@ -102,9 +102,9 @@ fn print(server: &str, clients: &[Client], [overflows, cookies]: [u64; 2]) -> Re
         let text = |client| time(client).map_or("-".into(), |s| format!("{s:.1}"));
         clients.iter().map(text).collect::<Vec<String>>().join(" ")
     };
-    say(&format!("{server} connected: {} s", times(|client| client.connected)));
-    say(&format!("{server} greeted: {} s", times(|client| client.greeted)));
-    say(&format!(
+    print_line(&format!("{server} connected: {} s", times(|client| client.connected)));
+    print_line(&format!("{server} greeted: {} s", times(|client| client.greeted)));
+    print_line(&format!(
         "    ListenOverflows {}, SyncookiesSent {}",
         counter("ListenOverflows")? - overflows,
         counter("SyncookiesSent")? - cookies

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use backlog::server::{LISTENER, Server, send_and_close};
 use backlog::test_clients::{DescriptorLimit, TestClients, cpu_ms};
-use backlog::{Stop, probe, say};
+use backlog::{Stop, print_line, probe};
 use clap::{Parser, ValueEnum};
 
 /// Eight clients connect to a server with four free descriptors; then two leave; then one connects
@@ -55,12 +55,13 @@ fn main() -> ExitCode {
 
 /// One line per mode.
 fn run(args: &Args) -> Result<(), Stop> {
-    say("            EMFILE  wakeups  CPU ms  greeted  busy  reset  wait  2 leave  1 more");
+    print_line("            EMFILE  wakeups  CPU ms  greeted  busy  reset  wait  2 leave  1 more");
     for mode in Mode::value_variants() {
         if args.mode.is_empty() || args.mode.contains(mode) {
             let kind = if *mode < Mode::Backoff { "bug" } else { "fix" };
             let name = format!("{mode:?}").to_lowercase();
-            say(&format!("{kind} {name:7} {}", row(*mode, Duration::from_millis(args.watch))?));
+            let row = row(*mode, Duration::from_millis(args.watch))?;
+            print_line(&format!("{kind} {name:7} {row}"));
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use backlog::probe::{SYN_SENT, connected, info, listen, result, set_tcp_option, socket, wait_for};
-use backlog::{Stop, network, say};
+use backlog::{Stop, network, print_line};
 use clap::Parser;
 use socket2::Socket;
 
@@ -81,5 +81,5 @@ fn retry_printer(client: &Socket, start: Instant) -> impl FnMut() -> Result<bool
 
 /// One event with the time since the first SYN.
 fn print(start: Instant, event: &str) {
-    say(&format!("{:5.2} s  {event}", start.elapsed().as_secs_f64()));
+    print_line(&format!("{:5.2} s  {event}", start.elapsed().as_secs_f64()));
 }

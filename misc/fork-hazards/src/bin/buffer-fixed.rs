@@ -9,7 +9,7 @@ use std::process;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use common::report::Failed;
-use fork_hazards::{leave, say};
+use fork_hazards::{leave, print_line};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 
@@ -44,7 +44,7 @@ fn demonstrate(fix: Fix) -> Result<()> {
         Ok(ForkResult::Parent { child }) => waitpid(child, None).context("waitpid")?,
         Err(e) => return Err(e).context("fork"),
     };
-    say("");
+    print_line("");
     Ok(())
 }
 

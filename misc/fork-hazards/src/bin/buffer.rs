@@ -9,7 +9,7 @@ use std::process;
 use anyhow::{Context, Result};
 use clap::Parser;
 use common::report::Failed;
-use fork_hazards::say;
+use fork_hazards::print_line;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 
@@ -31,7 +31,7 @@ fn demonstrate() -> Result<()> {
         Ok(ForkResult::Parent { child }) => waitpid(child, None).context("waitpid")?,
         Err(e) => return Err(e).context("fork"),
     };
-    say("");
+    print_line("");
     Ok(())
 }
 

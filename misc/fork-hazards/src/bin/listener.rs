@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use common::report::Failed;
-use fork_hazards::{block_signals, die_with, end_child, leave, say};
+use fork_hazards::{block_signals, die_with, end_child, leave, print_line};
 use nix::fcntl::OFlag;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::wait::waitpid;
@@ -42,17 +42,20 @@ fn demonstrate() -> Result<()> {
     };
     drop((notify, stay));
     let (addr, worker) = read_addresses(&ready)?;
-    say(format_args!("server {server} listens on {addr} and has forked worker {worker}"));
+    print_line(format_args!("server {server} listens on {addr} and has forked worker {worker}"));
     end_child(server);
-    say(format_args!("the server is killed; worker {worker} runs, with {}", sockets_of(worker)));
+    print_line(format_args!(
+        "the server is killed; worker {worker} runs, with {}",
+        sockets_of(worker)
+    ));
     let bind_again = |when| match listen_on(addr) {
-        Ok(_) => say(format_args!("{when}: a new server gets the port")),
-        Err(e) => say(format_args!("{when}: a new server gets {e}")),
+        Ok(_) => print_line(format_args!("{when}: a new server gets the port")),
+        Err(e) => print_line(format_args!("{when}: a new server gets {e}")),
     };
     bind_again("worker runs");
     match TcpStream::connect(addr) {
-        Ok(_) => say("worker runs: a client is connected, but no process will accept it"),
-        Err(e) => say(format_args!("worker runs: a client gets {e}")),
+        Ok(_) => print_line("worker runs: a client is connected, but no process will accept it"),
+        Err(e) => print_line(format_args!("worker runs: a client gets {e}")),
     }
     drop(end_all);
     waitpid(worker, None).context("waitpid")?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, ValueEnum};
 use common::report::Failed;
-use fork_hazards::{die_with, end_child, leave, say, wait_with_timeout};
+use fork_hazards::{die_with, end_child, leave, print_line, wait_with_timeout};
 use nix::fcntl::OFlag;
 use nix::unistd::{ForkResult, Pid, fork, getpid, pipe2, read};
 
@@ -45,7 +45,7 @@ enum Fix {
 fn main() -> Result<(), Failed> {
     let args = Args::parse();
     if args.program {
-        say("the child has printed: a new program");
+        print_line("the child has printed: a new program");
         return Ok(());
     }
     let timeout = Duration::from_millis(args.timeout);
@@ -139,6 +139,6 @@ fn while_stdout_is_locked(action: impl FnOnce() -> Result<()>) -> Result<()> {
     drop(unlock);
     let _ = holder.join();
     outcome?;
-    say("the parent has reaped it; the lock was held the whole time");
+    print_line("the parent has reaped it; the lock was held the whole time");
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use common::report::Failed;
-use fork_hazards::{die_with, end_child, leave, say, wait_with_timeout, wchan};
+use fork_hazards::{die_with, end_child, leave, print_line, wait_with_timeout, wchan};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
 
 /// A child blocks in a print call: another thread held the lock of stdout at the fork
@@ -50,11 +50,13 @@ fn demonstrate(timeout: Duration) -> Result<()> {
     drop(unlock);
     let _ = holder.join();
     match wait_with_timeout(child, timeout)? {
-        Some(status) => say(format_args!("the child ended: {status:?}")),
+        Some(status) => print_line(format_args!("the child ended: {status:?}")),
         None => {
             let wchan = wchan(child);
             let ms = timeout.as_millis();
-            say(format_args!("child {child} has not ended after {ms} ms; it sleeps in {wchan}"));
+            print_line(format_args!(
+                "child {child} has not ended after {ms} ms; it sleeps in {wchan}"
+            ));
             end_child(child);
         }
     }

@@ -8,7 +8,7 @@ use std::panic::{self, catch_unwind, panic_any};
 use anyhow::{Context, Result};
 use clap::Parser;
 use common::report::Failed;
-use fork_hazards::{block_signals, leave, say};
+use fork_hazards::{block_signals, leave, print_line};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork, getpid};
 use tempfile::NamedTempFile;
@@ -24,18 +24,21 @@ fn main() -> Result<(), Failed> {
 
 fn serve() -> Result<()> {
     block_signals()?;
-    panic::set_hook(Box::new(|_| say(format_args!("process {}: panic", getpid()))));
+    panic::set_hook(Box::new(|_| print_line(format_args!("process {}: panic", getpid()))));
     let main_process = getpid();
     // The drop of this value removes the file.
     let state = NamedTempFile::new().context("temporary file")?;
     for request in 1..=3 {
-        say(format_args!("server {}: request {request}", getpid()));
+        print_line(format_args!("server {}: request {request}", getpid()));
         let _ = catch_unwind(|| handle(request));
     }
     let state = if state.path().exists() { "there" } else { "GONE" };
-    say(format_args!("server {}: at the end the state file is {state}", getpid()));
+    print_line(format_args!("server {}: at the end the state file is {state}", getpid()));
     if getpid() != main_process {
-        say(format_args!("server {}: this process was the child of a bad request", getpid()));
+        print_line(format_args!(
+            "server {}: this process was the child of a bad request",
+            getpid()
+        ));
     }
     Ok(())
 }
@@ -45,11 +48,13 @@ fn handle(request: u32) {
     match unsafe { fork() } {
         Ok(ForkResult::Child) => child(request),
         Ok(ForkResult::Parent { child }) => match waitpid(child, None) {
-            Ok(WaitStatus::Exited(pid, status)) => say(format_args!("child {pid}: exit {status}")),
-            Ok(status) => say(format_args!("{status:?}")),
-            Err(e) => say(format_args!("waitpid: {e}")),
+            Ok(WaitStatus::Exited(pid, status)) => {
+                print_line(format_args!("child {pid}: exit {status}"))
+            }
+            Ok(status) => print_line(format_args!("{status:?}")),
+            Err(e) => print_line(format_args!("waitpid: {e}")),
         },
-        Err(e) => say(format_args!("fork: {e}")),
+        Err(e) => print_line(format_args!("fork: {e}")),
     }
 }
 

@@ -8,7 +8,7 @@ use std::panic::{self, catch_unwind, panic_any};
 use anyhow::{Context, Result};
 use clap::Parser;
 use common::report::Failed;
-use fork_hazards::{block_signals, leave, say};
+use fork_hazards::{block_signals, leave, print_line};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, getpid};
 use tempfile::NamedTempFile;
@@ -24,20 +24,23 @@ fn main() -> Result<(), Failed> {
 
 fn serve() -> Result<()> {
     block_signals()?;
-    panic::set_hook(Box::new(|_| say(format_args!("process {}: panic", getpid()))));
+    panic::set_hook(Box::new(|_| print_line(format_args!("process {}: panic", getpid()))));
     let main_process = getpid();
     // The drop of this value removes the file.
     let state = NamedTempFile::new().context("temporary file")?;
     for request in 1..=3 {
-        say(format_args!("server {}: request {request}", getpid()));
+        print_line(format_args!("server {}: request {request}", getpid()));
         // A server catches panics to survive a bad request. The child of request 1 continues here
         // too.
         let _ = catch_unwind(|| handle(request));
     }
     let state = if state.path().exists() { "there" } else { "GONE" };
-    say(format_args!("server {}: at the end the state file is {state}", getpid()));
+    print_line(format_args!("server {}: at the end the state file is {state}", getpid()));
     if getpid() != main_process {
-        say(format_args!("server {}: this process was the child of a bad request", getpid()));
+        print_line(format_args!(
+            "server {}: this process was the child of a bad request",
+            getpid()
+        ));
     }
     Ok(())
 }
@@ -53,7 +56,7 @@ fn handle(request: u32) {
         Ok(ForkResult::Parent { child }) => {
             let _ = waitpid(child, None);
         }
-        Err(e) => say(format_args!("fork: {e}")),
+        Err(e) => print_line(format_args!("fork: {e}")),
     }
 }
 

@@ -29,11 +29,11 @@ fn main() -> ExitCode {
     if let Err(e) = counters::read() {
         return fail(UNAVAILABLE, &format!("the kernel's counters: {e}"));
     }
-    say(&format!("{:14}{:23}OutRsts  OnData  OnClose", "case", "poll"));
+    print_line(&format!("{:14}{:23}OutRsts  OnData  OnClose", "case", "poll"));
     for case in cases {
         let name = case.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
         match row(*case, args.upload as usize) {
-            Ok(text) => say(&format!("{name:14}{text}")),
+            Ok(text) => print_line(&format!("{name:14}{text}")),
             Err(e) => return fail(1, &format!("{name}: {e}")),
         }
     }
@@ -58,6 +58,6 @@ fn fail(status: u8, why: &str) -> ExitCode {
     ExitCode::from(status)
 }
 
-fn say(line: &str) {
+fn print_line(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }

@@ -16,7 +16,7 @@ use nix::sys::select::{FdSet, select};
 use nix::sys::signal::{Signal, raise};
 use nix::sys::time::TimeVal;
 use nix::unistd::{pipe2, read};
-use self_pipe::{Experiment, end, on_signal, result_text, say, silent_client};
+use self_pipe::{Experiment, end, on_signal, print_line, result_text, silent_client};
 
 /// The self-pipe: the signal handler writes the byte that select waits for
 #[derive(Parser)]
@@ -74,7 +74,7 @@ fn wait(args: &Args) -> Result<()> {
     while let Ok(n @ 1..) = read(&reader, &mut buffer) {
         bytes += n;
     }
-    say(format_args!("{bytes} bytes in the self-pipe, now 0"));
+    print_line(format_args!("{bytes} bytes in the self-pipe, now 0"));
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use self_pipe::{end, say};
+use self_pipe::{end, print_line};
 
 /// Which signal mask a child of Command inherits
 #[derive(Parser)]
@@ -57,6 +57,6 @@ fn print(process: &str) -> Result<()> {
     let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
     let mask =
         status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap_or_default().trim();
-    say(format_args!("{process} SigBlk {mask}"));
+    print_line(format_args!("{process} SigBlk {mask}"));
     Ok(())
 }

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{ForkResult, Pid, fork};
-use self_pipe::{Experiment, end, on_signal, result_text, say, silent_client};
+use self_pipe::{Experiment, end, on_signal, print_line, result_text, silent_client};
 
 /// One descriptor per child, readable when the child has ended
 #[derive(Parser)]
@@ -57,7 +57,7 @@ fn wait(args: &Args) -> Result<()> {
         }
     }
     statuses.sort();
-    say(format_args!("{} children reaped, statuses {statuses:?}", statuses.len()));
+    print_line(format_args!("{} children reaped, statuses {statuses:?}", statuses.len()));
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
-use self_pipe::{end, on_signal, say};
+use self_pipe::{end, on_signal, print_line};
 
 /// Children that end together cause one SIGCHLD
 #[derive(Parser)]
@@ -51,12 +51,12 @@ fn wait(args: &Args) -> Result<()> {
     for child in &children {
         wait_unreaped(*child)?;
     }
-    say(format_args!("{} children have ended while SIGCHLD was blocked", children.len()));
+    print_line(format_args!("{} children have ended while SIGCHLD was blocked", children.len()));
     // The handler runs before this call returns.
     sigchld.thread_unblock().context("sigprocmask")?;
     let zombies = children.iter().filter(|child| is_zombie(**child)).count();
     let (signals, reaped) = (SIGNALS.load(SeqCst), REAPED.load(SeqCst));
-    say(format_args!("{signals} SIGCHLD, {reaped} reaped, {zombies} zombies"));
+    print_line(format_args!("{signals} SIGCHLD, {reaped} reaped, {zombies} zombies"));
     // Reaps the zombies that the bug has left.
     while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok() {}
     Ok(())

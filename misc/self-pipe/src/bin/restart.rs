@@ -20,7 +20,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::time::TimeSpec;
 use nix::unistd::{gettid, read};
 use self_pipe::disturb::{Ends, count, disturb, ends};
-use self_pipe::{end, say};
+use self_pipe::{end, print_line};
 
 /// Which calls are restarted after a signal handler, with and without SA_RESTART
 #[derive(Parser)]
@@ -44,11 +44,11 @@ fn main() -> ExitCode {
 }
 
 fn table() -> Result<()> {
-    say(format_args!("{:24} {:12} {:12}", "a signal during", "no flag", "SA_RESTART"));
+    print_line(format_args!("{:24} {:12} {:12}", "a signal during", "no flag", "SA_RESTART"));
     for (name, call) in CALLS {
         let plain = outcome(call, SaFlags::empty())?;
         let restart = outcome(call, SaFlags::SA_RESTART)?;
-        say(format_args!("{name:24} {plain:12} {restart:12}"));
+        print_line(format_args!("{name:24} {plain:12} {restart:12}"));
     }
     Ok(())
 }

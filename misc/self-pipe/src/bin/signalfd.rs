@@ -15,7 +15,7 @@ use clap::Parser;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{getpid, read};
-use self_pipe::{Experiment, end, result_text, say, silent_client};
+use self_pipe::{Experiment, end, print_line, result_text, silent_client};
 
 /// Signals read as data from a descriptor
 #[derive(Parser)]
@@ -66,7 +66,7 @@ fn wait(args: &Args) -> Result<()> {
             _ => records += 1,
         }
     }
-    say(format_args!("{} kill({name}), {records} records; {alarms} of SIGALRM", args.kills));
+    print_line(format_args!("{} kill({name}), {records} records; {alarms} of SIGALRM", args.kills));
     Ok(())
 }
 
@@ -92,6 +92,6 @@ fn block_and_make_signalfd(signals: &[libc::c_int]) -> Result<OwnedFd> {
     // SAFETY: the kernel has just made this descriptor for us.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let number = fd.as_raw_fd();
-    say(format_args!("signalfd {number}: see /proc/{}/fdinfo/{number}", getpid()));
+    print_line(format_args!("signalfd {number}: see /proc/{}/fdinfo/{number}", getpid()));
     Ok(fd)
 }

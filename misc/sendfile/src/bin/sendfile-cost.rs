@@ -14,7 +14,7 @@ use clap::{Parser, ValueEnum};
 use nix::time::{ClockId, clock_gettime};
 use sendfile::pair::{drain, pair};
 use sendfile::ways::{Sent, Way, send};
-use sendfile::{MIB, is_not_permitted, say, temporary_file};
+use sendfile::{MIB, is_not_permitted, print_line, temporary_file};
 
 /// System calls and CPU time per MiB of the sender, four ways, over loopback
 #[derive(Parser)]
@@ -58,14 +58,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
     }
-    say(&format!("{len} bytes; rounds: {}; median CPU time of the sending thread", args.rounds));
-    say("way         system calls  per MiB  CPU us per MiB  of read-write  copied");
+    print_line(&format!(
+        "{len} bytes; rounds: {}; median CPU time of the sending thread",
+        args.rounds
+    ));
+    print_line("way         system calls  per MiB  CPU us per MiB  of read-write  copied");
     let mut reference = None;
     for (way, runs) in ways.iter().zip(&mut runs) {
         runs.sort_by_key(|run| run.cpu);
         match runs.get(runs.len() / 2) {
             Some(median) => print_row(*way, median, len as f64 / MIB as f64, &mut reference),
-            None => say(&format!("{:10}  not permitted here (see ulimit -l)", way.name())),
+            None => print_line(&format!("{:10}  not permitted here (see ulimit -l)", way.name())),
         }
     }
     Ok(())
@@ -116,5 +119,7 @@ fn print_row(way: Way, median: &Run, mib: f64, reference: &mut Option<f64>) {
     let ratio = reference.map_or("-".to_owned(), |reference| format!("{:.2}", cpu / reference));
     let copied = if completed > 0 { format!("  {copied} of {completed}") } else { String::new() };
     let (name, per_mib) = (way.name(), calls as f64 / mib);
-    say(&format!("{name:10}  {calls:>12}  {per_mib:>7.2}  {cpu:>14.1}  {ratio:>13}{copied}"));
+    print_line(&format!(
+        "{name:10}  {calls:>12}  {per_mib:>7.2}  {cpu:>14.1}  {ratio:>13}{copied}"
+    ));
 }

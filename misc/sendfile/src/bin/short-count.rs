@@ -9,7 +9,7 @@ use clap::Parser;
 use nix::errno::Errno;
 use sendfile::calls::{retry_eintr, sendfile as sendfile_call};
 use sendfile::pair::pair;
-use sendfile::{MIB, say, temporary_file};
+use sendfile::{MIB, print_line, temporary_file};
 
 /// How much one sendfile sends: at the end of the file, and at a full socket buffer
 #[derive(Parser)]
@@ -33,7 +33,10 @@ fn end_of_file() -> anyhow::Result<()> {
     // More than the file holds is requested.
     for _ in 0..2 {
         let n = retry_eintr(|| sendfile_call(&sender, &file, &mut offset, wanted));
-        say(&format!("a file of {len} bytes, {wanted} requested: {}", n.context("sendfile")?));
+        print_line(&format!(
+            "a file of {len} bytes, {wanted} requested: {}",
+            n.context("sendfile")?
+        ));
     }
     Ok(())
 }
@@ -48,10 +51,10 @@ fn full_socket() -> anyhow::Result<()> {
     // Bounded: the buffers hold a few MiB.
     for _ in 0..1000 {
         match sendfile_call(&sender, &file, &mut offset, len as usize) {
-            Ok(n) => say(&format!("a non-blocking socket, {len} requested: {n}")),
+            Ok(n) => print_line(&format!("a non-blocking socket, {len} requested: {n}")),
             Err(e) => {
                 let errno = Errno::from_raw(e.raw_os_error().unwrap_or_default());
-                say(&format!("a non-blocking socket, {len} requested: {errno:?}"));
+                print_line(&format!("a non-blocking socket, {len} requested: {errno:?}"));
                 break;
             }
         }

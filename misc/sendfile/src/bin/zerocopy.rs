@@ -1,4 +1,4 @@
-//! MSG_ZEROCOPY on loopback: the kernel copies all the same, and says so in the completion.
+//! MSG_ZEROCOPY on loopback: the kernel copies, and reports the copy in the completion.
 //!
 //! Run: cargo run -p sendfile --bin zerocopy
 
@@ -11,7 +11,7 @@ use clap::Parser;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sendfile::calls::{completion, enable_zerocopy, retry_eintr, send_zerocopy};
 use sendfile::pair::{drain, pair};
-use sendfile::say;
+use sendfile::print_line;
 
 const LEN: usize = 64 * 1024;
 /// The completion must arrive within 10 s.
@@ -35,19 +35,21 @@ fn run() -> anyhow::Result<()> {
     enable_zerocopy(&sender).context("setsockopt SO_ZEROCOPY")?;
     let buffer = [b'A'; LEN];
     let sent = retry_eintr(|| send_zerocopy(&sender, &buffer)).context("send MSG_ZEROCOPY")?;
-    say(&format!("send({LEN}, MSG_ZEROCOPY) = {sent}: the kernel may still read the buffer"));
+    print_line(&format!(
+        "send({LEN}, MSG_ZEROCOPY) = {sent}: the kernel may still read the buffer"
+    ));
     // poll reports POLLERR without being asked for it when the error queue is not empty.
     let mut fds = [PollFd::new(sender.as_fd(), PollFlags::empty())];
     let ready = retry_eintr(|| Ok(poll(&mut fds, PollTimeout::from(TIMEOUT_MS))?));
     ensure!(ready.context("poll")? == 1, "no completion in {TIMEOUT_MS} ms");
     let [fd] = &fds;
-    say(&format!("poll: {:?}", fd.revents().unwrap_or(PollFlags::empty())));
+    print_line(&format!("poll: {:?}", fd.revents().unwrap_or(PollFlags::empty())));
     let done = completion(&sender).context("recvmsg MSG_ERRQUEUE")?.context("no completion")?;
     let code = if done.code == 1 { "SO_EE_CODE_ZEROCOPY_COPIED" } else { "not copied" };
-    say("recvmsg(MSG_ERRQUEUE):");
-    say(&format!("  origin {} (SO_EE_ORIGIN_ZEROCOPY)", done.origin));
-    say(&format!("  code {} ({code})", done.code));
-    say(&format!("  sends {} to {}", done.first, done.last));
+    print_line("recvmsg(MSG_ERRQUEUE):");
+    print_line(&format!("  origin {} (SO_EE_ORIGIN_ZEROCOPY)", done.origin));
+    print_line(&format!("  code {} ({code})", done.code));
+    print_line(&format!("  sends {} to {}", done.first, done.last));
     sender.shutdown(Shutdown::Write).context("shutdown")?;
     receiver.join().ok().context("the receiver panicked")?.context("recv")?;
     Ok(())
