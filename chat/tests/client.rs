@@ -139,7 +139,7 @@ fn it_comes_back_under_its_latest_name() {
     drop(stdin);
     let (code, _, err) = ended(child);
     assert_eq!(code, Some(0), "{err}");
-    assert_eq!(err, "-- the connection is lost\n-- again in 0.5 s\n");
+    assert_eq!(err, "-- connection lost; attempt 1 of 8 in 0.5 s\n");
 }
 
 #[test]
@@ -151,15 +151,18 @@ fn it_gives_up_in_the_end() {
     let (code, _, err) = ended(child);
     drop(stdin);
     assert_eq!(code, Some(1));
-    assert!(err.contains("-- again in 0.5 s\n-- nobody listens at ") && err.contains("-- again in 1.0 s\n"), "{err}");
-    assert!(err.ends_with("giving up after 2 attempts to come back\n"), "{err}");
+    let lines: Vec<&str> = err.lines().collect();
+    assert_eq!(lines.len(), 3, "one line for each attempt: {err}");
+    assert_eq!(lines[0], "-- connection lost; attempt 1 of 2 in 0.5 s");
+    assert!(lines[1].starts_with("-- nobody listens at ") && lines[1].ends_with("; attempt 2 of 2 in 1.0 s"), "{err}");
+    assert!(lines[2].ends_with("; gave up after 2 attempts to reconnect"), "{err}");
 }
 
 #[test]
 fn a_refusal_is_final() {
     for (answer, words) in [
         ("! nick-bad no\n", "the server closed the connection: nick-bad"),
-        ("! nick-taken bob is here already\n", "bob is taken"),
+        ("! nick-taken bob is here already\n", "the nick bob is taken"),
         ("* welcome bob; 1 here\n! idle and no line for too long\n", "the server closed the connection: idle"),
     ] {
         let script = Script::new();
@@ -187,7 +190,7 @@ fn what_cannot_be_said_is_not_sent() {
     drop(server);
     let (code, _, err) = ended(child);
     assert_eq!(code, Some(0));
-    assert_eq!(err, "-- not sent: 1024 bytes, 1023 are the most\n-- not sent: it is not UTF-8\n");
+    assert_eq!(err, "-- not sent: 1024 bytes; a line has at most 1023\n-- not sent: it is not UTF-8\n");
 }
 
 #[test]
@@ -199,7 +202,7 @@ fn a_server_that_is_no_chat() {
     let _ = server.reader.get_mut().write_all(&[b'x'; 100_000]);
     let (code, _, err) = ended(child);
     drop(stdin);
-    assert_eq!((code, err.as_str()), (Some(1), "chat: the server sent a line without an end: this is no chat\n"));
+    assert_eq!((code, err.as_str()), (Some(1), "chat: the server sent a line without an end: it is not a chat\n"));
 }
 
 /// A terminal with the client on it.
@@ -307,13 +310,13 @@ fn it_asks_for_a_nick_until_there_is_one() {
     let mut server = script.accept();
     assert_eq!(server.read(), "bob\n");
     server.write("! nick-taken bob is here already\n");
-    terminal.see("another nick, please");
+    terminal.see("type another nick, or /quit");
     terminal.type_keys("rob\r");
     assert_eq!(server.read(), "rob\n");
     server.write("* welcome rob; 2 here\n");
     terminal.see("* welcome rob");
     drop(server);
-    terminal.see("again in");
+    terminal.see("attempt 1 of 8");
     let mut server = script.accept();
     assert_eq!(server.read(), "rob\n", "the nick that was welcomed");
     terminal.type_keys("\x03");
@@ -345,7 +348,7 @@ fn the_terminal_is_restored_when_the_server_ends_it() {
     terminal.type_keys("half a li");
     terminal.see("half a li");
     drop(server);
-    terminal.see("giving up");
+    terminal.see("gave up");
     assert_eq!(terminal.end(), Some(1));
 }
 
@@ -359,4 +362,99 @@ fn a_simple_terminal_will_do() {
     assert_eq!([server.read(), server.read()], ["hello\n", "/quit\n"]);
     drop(server);
     assert_eq!(terminal.end(), Some(0));
+}
+
+#[test]
+fn quit_before_the_nick_leaves_with_status_0() {
+    // In a pipe.
+    let script = Script::new();
+    let (child, mut stdin) = piped(&mut script.client(&[]));
+    let mut server = script.accept();
+    stdin.write_all(b"/quit\n").unwrap();
+    assert_eq!(server.read(), "", "nothing is sent");
+    assert_eq!(ended(child), (Some(0), String::new(), String::new()));
+    // At the prompt of a terminal.
+    let mut terminal = Terminal::new(&mut script.client(&[]));
+    terminal.see("your nick: ");
+    terminal.type_keys("/quit\r");
+    assert_eq!(terminal.end(), Some(0));
+    drop(script.accept());
+    // After a nick that is taken.
+    let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
+    let mut server = script.accept();
+    assert_eq!(server.read(), "bob\n");
+    server.write("! nick-taken bob is here already\n");
+    terminal.see("type another nick, or /quit");
+    terminal.type_keys("/quit\r");
+    assert_eq!(terminal.end(), Some(0));
+}
+
+#[test]
+fn own_and_private_lines_are_easy_to_tell_apart() {
+    let script = Script::new();
+    let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
+    let mut server = script.welcome("bob");
+    terminal.see("* welcome bob");
+    server.write("-alice- psst\n>alice< yes?\n<alice> - hi -\n<alice> /me waves\n");
+    terminal.see("\x1b[1;35m[private from alice] psst\x1b[0m");
+    terminal.see("\x1b[1;35m[private to alice] yes?\x1b[0m");
+    terminal.see("<alice> - hi -");
+    terminal.see("<alice> ~ waves ~");
+    terminal.type_keys("/quit\r");
+    assert_eq!(server.read(), "/quit\n");
+    drop(server);
+    assert_eq!(terminal.end(), Some(0));
+}
+
+#[test]
+fn no_color_is_respected() {
+    let script = Script::new();
+    let mut terminal = Terminal::new(script.client(&["--nick", "bob"]).env("NO_COLOR", "1"));
+    let mut server = script.welcome("bob");
+    server.write("! no-such-nick x\n");
+    terminal.see("! no-such-nick x");
+    let shown = terminal.shown.lock().unwrap().clone();
+    assert!(!shown.contains("\x1b[31m") && !shown.contains("\x1b[2m"), "{shown:?}");
+    terminal.type_keys("/quit\r");
+    assert_eq!(server.read(), "/quit\n");
+    drop(server);
+    assert_eq!(terminal.end(), Some(0));
+}
+
+#[test]
+fn history_has_local_times_on_a_terminal() {
+    let script = Script::new();
+    let line = "~ 2026-01-31T12:00:00.123Z <alice> hi\n";
+    let mut terminal = Terminal::new(script.client(&["--nick", "bob"]).env("TZ", "XYZ-5:30"));
+    let mut server = script.welcome("bob");
+    server.write(line);
+    terminal.see("~ 2026-01-31 17:30:00 <alice> hi");
+    terminal.type_keys("/quit\r");
+    assert_eq!(server.read(), "/quit\n");
+    drop(server);
+    assert_eq!(terminal.end(), Some(0));
+    // In a pipe a line is as the server sent it.
+    let (child, mut stdin) = piped(script.client(&["--nick", "bob"]).env("TZ", "XYZ-5:30"));
+    let mut server = script.welcome("bob");
+    server.write(line);
+    stdin.write_all(b"/quit\n").unwrap();
+    assert_eq!(server.read(), "/quit\n");
+    drop(server);
+    assert!(ended(child).1.ends_with(line));
+}
+
+#[test]
+fn after_quit_the_prompt_is_gone() {
+    let script = Script::new();
+    let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
+    let mut server = script.welcome("bob");
+    terminal.see("* welcome bob");
+    terminal.type_keys("/quit\r");
+    assert_eq!(server.read(), "/quit\n");
+    server.write("* bye\n");
+    drop(server);
+    terminal.see("* bye");
+    let shown = Arc::clone(&terminal.shown);
+    assert_eq!(terminal.end(), Some(0));
+    eventually("the last line of the screen is cleared", || shown.lock().unwrap().ends_with("\r\x1b[K").then_some(()));
 }

@@ -1,7 +1,8 @@
-//! What not to do: a chat that writes to its clients while it holds the lock of the room.
+//! The bug: a chat that writes to its clients while it holds the lock of the room.
 //!
-//! One client that does not read fills its buffer; the thread that writes to it sleeps in send, with the lock in its
-//! hand; and nobody can say, join or leave any more. `v1-threads` queues under the lock and writes outside.
+//! A client that does not read fills its socket. The thread that writes to this client then sleeps in
+//! send and holds the lock, so no other client can say anything, join or leave. v1-threads queues
+//! lines while it holds the lock, and unlocks the room before it writes.
 //!
 //! Run: cargo run -p v1-threads --bin naive-lock
 
@@ -13,7 +14,7 @@ use std::thread::Builder;
 
 use clap::Parser;
 use common::cli::Listen;
-use common::report::{Failed, Log};
+use common::report::{self, Failed, Log};
 use common::sock::{Backoff, listen};
 
 #[derive(Parser)]
@@ -30,6 +31,7 @@ fn main() -> Result<(), Failed> {
     let args = Args::parse();
     let listener = listen(&args.listen, 128)?;
     let room = Room::default();
+    report::ready(&listener);
     let mut backoff = Backoff::default();
     for id in 0.. {
         let conn = match listener.accept() {
@@ -53,7 +55,7 @@ fn chat(id: u64, conn: TcpStream, room: &Room) {
     for line in BufReader::new(conn).lines().map_while(Result::ok) {
         let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, receiver) in room.iter_mut().filter(|(receiver, _)| **receiver != id) {
-            // The system call under the lock: it may take for ever.
+            // The system call while the lock is held: it may block without end.
             let _ = receiver.write_all(format!("<{id}> {line}\n").as_bytes());
         }
     }

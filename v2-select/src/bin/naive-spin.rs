@@ -1,7 +1,8 @@
-//! What not to do: a chat that takes the end of file for "nothing yet".
+//! The bug: a chat that takes the end of file for "no bytes yet".
 //!
-//! A closed connection is readable, and reading it returns 0 bytes, for ever. This loop goes on to ask for it: select
-//! returns at once, each time, and the CPU is busy with nobody. `v2-select` takes 0 bytes for what they are.
+//! A closed connection stays readable, and each read returns 0 bytes. This loop keeps the connection in
+//! its set: select returns at once, again and again, and the loop uses a whole CPU without any work.
+//! v2-select disconnects a client whose read returns 0 bytes.
 //!
 //! Run: cargo run -p v2-select --bin naive-spin
 
@@ -11,7 +12,7 @@ use std::os::fd::AsFd;
 use anyhow::Context;
 use clap::Parser;
 use common::cli::Listen;
-use common::report::Failed;
+use common::report::{self, Failed};
 use common::sock::listen;
 use nix::sys::select::{FdSet, select};
 use socket2::Socket;
@@ -22,12 +23,13 @@ struct Args {
     listen: Listen,
 }
 
-/// As many as fit in a set, with some to spare.
+/// Clients at once: fewer than a set has bits.
 const MOST: usize = 900;
 
 fn main() -> Result<(), Failed> {
     let args = Args::parse();
     let listener = listen(&args.listen, 128)?;
+    report::ready(&listener);
     let mut clients: Vec<Socket> = Vec::new();
     let mut buffer = [0; 1024];
     loop {
@@ -38,19 +40,19 @@ fn main() -> Result<(), Failed> {
 
         let ready: Vec<bool> =
             clients.iter().map(|client| readable.contains(client.as_fd())).collect();
-        let knock = readable.contains(listener.as_fd());
-        for (speaker, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
-            let Some(mut conn) = clients.get(speaker) else { continue };
-            // 0 bytes: nothing was said, so there is nothing to do. Until the next round, a microsecond from now.
+        let is_incoming = readable.contains(listener.as_fd());
+        for (sender, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
+            let Some(mut conn) = clients.get(sender) else { continue };
+            // The bug: 0 bytes mean the end of file, and this loop ignores them.
             let n = conn.read(&mut buffer).unwrap_or(0);
             let said = buffer.get(..n).unwrap_or_default();
             for (_, mut other) in
-                clients.iter().enumerate().filter(|(receiver, _)| *receiver != speaker)
+                clients.iter().enumerate().filter(|(receiver, _)| *receiver != sender)
             {
                 let _ = other.write_all(said);
             }
         }
-        if knock && clients.len() < MOST {
+        if is_incoming && clients.len() < MOST {
             clients.extend(listener.accept().map(|(conn, _)| conn));
         }
     }

@@ -1,4 +1,4 @@
-//! The keyboard: a line editor in a thread, whose lines come out of a descriptor.
+//! The keyboard: a line editor in a thread. Its lines come out of a descriptor.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -17,30 +17,31 @@ pub struct Editor {
 }
 
 impl Editor {
-    /// None where the terminal is too simple for it (`TERM=dumb`).
+    /// None: the terminal is too simple for a line editor (`TERM=dumb`).
     pub fn new() -> Option<Editor> {
         let mut editor = DefaultEditor::new().ok()?;
         let printer = Box::new(editor.create_external_printer().ok()?);
         Some(Editor { editor, printer })
     }
 
-    /// The nick that was given, or a good one from the keyboard; None if the user had enough.
+    /// The nick from the command line, or from the keyboard. None: the user has left.
     pub fn ask_nick(mut self, given: Option<String>) -> Result<Option<(String, Editor)>, String> {
         if let Some(nick) = given {
             return Ok(Some((nick, self)));
         }
         loop {
             match self.editor.readline("your nick: ") {
+                Ok(line) if matches!(line.trim(), "/quit" | "/exit") => return Ok(None),
                 Ok(line) if is_nick(line.trim()) => return Ok(Some((line.trim().to_owned(), self))),
-                Ok(_) => drop(writeln!(io::stdout(), "a letter, then up to 19 of A-Z a-z 0-9 _ -")),
+                Ok(_) => drop(writeln!(io::stdout(), "a letter, then up to 19 of A-Z a-z 0-9 _ -; or /quit")),
                 Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(None),
                 Err(e) => return Err(format!("terminal: {e}")),
             }
         }
     }
 
-    /// Lines come out of the descriptor; its end of file is Ctrl-D or Ctrl-C. What others say goes to the printer, which
-    /// puts it above the line that is being typed.
+    /// Starts the editor. Its lines come out of the descriptor, and Ctrl-D or Ctrl-C is the end of file. The printer prints
+    /// text above the line that is being typed.
     pub fn start(self) -> Result<(OwnedFd, Printer), String> {
         let (mut lines, out) = UnixStream::pair().map_err(|e| format!("socketpair: {e}"))?;
         let Editor { mut editor, printer } = self;

@@ -1,11 +1,12 @@
-//! The terminal client of the chats: reads while you type, and keeps what you typed.
+//! The terminal client of the chats: it reads while you type, and keeps what you typed.
 //!
-//! On a terminal a line editor owns the keyboard, in a thread of its own; otherwise lines come from standard input. To
-//! the one poll loop (`session.rs`) both are a descriptor.
+//! On a terminal a line editor reads the keyboard, in a thread of its own. Otherwise lines come from standard input. For the
+//! poll loop (`session.rs`) both are a descriptor.
 
 mod editor;
 mod screen;
 mod session;
+mod target;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,9 +17,10 @@ use clap::Parser;
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 
 use screen::Screen;
-use session::{Session, Target};
+use session::Session;
+use target::Target;
 
-/// Talk in a chat: a line is said to all, /help lists the commands, /quit or Ctrl-D leaves
+/// Talk in a chat: a line goes to all members, /help lists the commands, /quit or Ctrl-D leaves
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -28,10 +30,10 @@ struct Args {
     /// Server's port
     #[arg(short, long, default_value_t = 2000)]
     port: u16,
-    /// Your nick; without it you are asked, or the first line is it
+    /// Your nick; without it the program asks, or takes the first line of a pipe
     #[arg(long, value_parser = nick)]
     nick: Option<String>,
-    /// Attempts to come back after a lost connection
+    /// Attempts to reconnect after a lost connection
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     reconnect: u32,
 }
@@ -45,7 +47,7 @@ fn nick(text: &str) -> Result<String, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // A line editor leaves the terminal raw if the program ends under its hands.
+    // The line editor leaves the terminal in raw mode if the program ends while it reads a line.
     let terminal = Terminal(tcgetattr(io::stdin()).ok());
     let outcome = talk(args);
     drop(terminal);
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
 
 fn talk(args: Args) -> Result<(), String> {
     let target = Target { host: args.host, port: args.port };
-    // First of all, whether there is anybody: nobody likes to be asked for a name by a wall.
+    // Connect first: without a server there is no reason to ask for a nick.
     let conn = target.connect()?;
     let editor = match io::stdin().is_terminal() && io::stdout().is_terminal() {
         true => editor::Editor::new(),
@@ -70,7 +72,9 @@ fn talk(args: Args) -> Result<(), String> {
         Some(editor) => {
             let Some((nick, editor)) = editor.ask_nick(args.nick)? else { return Ok(()) };
             let (lines, printer) = editor.start()?;
-            Session::new(target, nick, args.reconnect, Screen::terminal(printer), true).run(conn, &lines)
+            let outcome = Session::new(target, nick, args.reconnect, Screen::terminal(printer), true).run(conn, &lines);
+            let _ = write!(io::stdout(), "\r\x1b[K"); // clears the editor's prompt
+            outcome
         }
         None => {
             let lines: OwnedFd = io::stdin().as_fd().try_clone_to_owned().map_err(|e| format!("dup: {e}"))?;
@@ -80,7 +84,7 @@ fn talk(args: Args) -> Result<(), String> {
     }
 }
 
-/// Puts the terminal back as it was.
+/// Restores the terminal's mode.
 struct Terminal(Option<Termios>);
 
 impl Drop for Terminal {

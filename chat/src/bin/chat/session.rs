@@ -1,10 +1,11 @@
-//! One poll loop on the socket and on what is typed, and the way back after a lost connection.
+//! One poll loop for the socket and the input, and the reconnection after a lost connection.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use chat::event::GREETING;
 use chat::is_nick;
 use chat::line::{Framed, LINE_MAX, LineBuf, SENT_MAX};
 use nix::errno::Errno;
@@ -12,74 +13,29 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::read;
 
 use crate::screen::Screen;
+use crate::target::Target;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// First pause before an attempt to come back; each further one is twice as long ...
+/// The pause before the first attempt to reconnect. Each further pause is twice as long ...
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
-/// ... up to this.
+/// ... up to this one.
 const PAUSE_MOST: Duration = Duration::from_secs(30);
-/// Bytes typed and not sent, beyond which no more is read from the input.
+/// While more than this number of bytes waits to be sent, the input is not read.
 const PENDING_MOST: usize = 64 * 1024;
-/// Longest line of the input that is looked at at all.
+/// The longest line of the input. A longer one ends the program.
 const INPUT_MOST: usize = 1 << 20;
-/// After the last line: so long the server may stay silent, and this for each line it may hold up.
-const LAST_WORDS: Duration = Duration::from_secs(10);
-const HELD_UP: Duration = Duration::from_millis(100);
+/// After `/quit`: how long the server may be silent before it closes, and how much longer for each line that was sent, because
+/// the server may delay each of them.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
+const DELAY_PER_LINE: Duration = Duration::from_millis(100);
 
-/// The server.
-pub struct Target {
-    pub host: String,
-    pub port: u16,
-}
-
-impl Target {
-    /// A connection to the first of its addresses that answers.
-    ///
-    /// # Errors
-    /// What to do about it.
-    pub fn connect(&self) -> Result<TcpStream, String> {
-        let Target { host, port } = self;
-        let addresses = (host.as_str(), *port).to_socket_addrs().map_err(|e| format!("{host}: {e}"))?;
-        let mut last = None;
-        for address in addresses {
-            match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-                Ok(conn) => return prepare(conn).map_err(|e| format!("{address}: {e}")),
-                // An earlier refusal says more than "network is unreachable" of the other protocol.
-                Err(e) if last.is_none() || e.kind() == ErrorKind::ConnectionRefused => last = Some((address, e)),
-                Err(_) => {}
-            }
-        }
-        match last {
-            Some((address, e)) => Err(explain(address, &e)),
-            None => Err(format!("{host}: no address")),
-        }
-    }
-}
-
-fn prepare(conn: TcpStream) -> io::Result<TcpStream> {
-    conn.set_nodelay(true)?;
-    conn.set_nonblocking(true)?;
-    Ok(conn)
-}
-
-fn explain(address: SocketAddr, error: &io::Error) -> String {
-    match error.kind() {
-        ErrorKind::ConnectionRefused => {
-            format!("nobody listens at {address}; start a server with `cargo run -p v1-threads`")
-        }
-        ErrorKind::TimedOut => format!("{address} does not answer"),
-        _ => format!("connect {address}: {error}"),
-    }
-}
-
-/// How a conversation ended.
+/// How a session ended.
 enum End {
-    /// As the user wished.
+    /// The user has left.
     Left,
-    /// The server does not want this user: coming back would not help.
-    Refused(String),
-    /// It may come back.
-    Lost(&'static str),
+    /// The server rejects this user, so a reconnection would not help.
+    Rejected(String),
+    /// The connection is lost: reconnect.
+    Lost,
 }
 
 pub struct Session {
@@ -88,16 +44,16 @@ pub struct Session {
     nick: String,
     attempts: u32,
     screen: Screen,
-    /// Somebody types, and can be asked.
+    /// The input is a terminal: the user can be asked for another nick.
     interactive: bool,
-    /// What has been typed, in lines.
+    /// The input, in lines.
     typed: LineBuf,
-    /// There will be no more.
+    /// The user has left: until when the server may take the rest and close.
     quitting: Option<Instant>,
     sent: u32,
     joined: bool,
     pending: Vec<u8>,
-    /// The last `! code` that ends a conversation.
+    /// The last `! code` that ends a session.
     verdict: Option<String>,
 }
 
@@ -118,48 +74,45 @@ impl Session {
         }
     }
 
-    /// Talks until the user leaves; comes back where the connection is lost.
+    /// Runs until the user leaves. Reconnects after a lost connection.
     ///
     /// # Errors
-    /// Why it ended otherwise.
+    /// Any other reason to end.
     pub fn run(mut self, mut conn: TcpStream, input: &OwnedFd) -> Result<(), String> {
-        let mut pause = PAUSE_FIRST;
-        let mut left = self.attempts;
+        let mut attempt = 0;
         loop {
             let end = self.converse(&mut conn, input)?;
             if self.joined {
-                (pause, left) = (PAUSE_FIRST, self.attempts);
+                attempt = 0;
             }
-            let why = match end {
+            match end {
                 End::Left => return Ok(()),
-                End::Refused(line) => return Err(line),
-                End::Lost(why) if self.quitting.is_some() => return Err(format!("{why} before all was said")),
-                End::Lost(why) if self.nick.is_empty() => return Err(why.to_owned()),
-                End::Lost(why) => why,
-            };
-            self.screen.note(why);
-            loop {
-                if left == 0 {
-                    return Err(format!("{why}; giving up after {} attempts to come back", self.attempts));
+                End::Rejected(line) => return Err(line),
+                End::Lost if self.quitting.is_some() => return Err("connection lost before all lines were sent".into()),
+                End::Lost if self.nick.is_empty() => return Err("connection lost".into()),
+                End::Lost => {}
+            }
+            let mut why = "connection lost".to_owned();
+            conn = loop {
+                if attempt == self.attempts {
+                    return Err(format!("{why}; gave up after {attempt} attempts to reconnect"));
                 }
-                left -= 1;
-                self.screen.note(&format!("again in {:.1} s", pause.as_secs_f64()));
+                let pause = PAUSE_MOST.min(PAUSE_FIRST * (1 << attempt.min(10)));
+                attempt += 1;
+                let (nth, all) = (attempt, self.attempts);
+                self.screen.note(&format!("{why}; attempt {nth} of {all} in {:.1} s", pause.as_secs_f64()));
                 if self.wait(input, pause)? {
                     return Ok(());
                 }
-                pause = PAUSE_MOST.min(pause * 2);
                 match self.target.connect() {
-                    Ok(again) => {
-                        conn = again;
-                        break;
-                    }
-                    Err(e) => self.screen.note(&e),
+                    Ok(conn) => break conn,
+                    Err(e) => why = e,
                 }
-            }
+            };
         }
     }
 
-    /// One connection's life.
+    /// One connection, from its first to its last byte.
     fn converse(&mut self, conn: &mut TcpStream, input: &OwnedFd) -> Result<End, String> {
         (self.joined, self.verdict) = (false, None);
         self.pending.clear();
@@ -169,11 +122,11 @@ impl Session {
         }
         loop {
             if self.quitting.is_some_and(|end| end <= Instant::now()) {
-                return Ok(End::Lost("the server does not answer"));
+                return Err("the server does not answer".into());
             }
             let (socket_ready, input_ready) = self.poll(conn.as_fd(), input.as_fd())?;
             if !self.pending.is_empty() {
-                // An error is left to the reading side: why the server has closed may still be there to be read.
+                // An error is found by the next read: the server's reason may still be in the socket's buffer.
                 let taken = conn.write(&self.pending).unwrap_or(0);
                 self.pending.drain(..taken);
             }
@@ -193,10 +146,14 @@ impl Session {
                 self.read_input(input)?;
                 self.say_typed();
             }
+            if self.quitting.is_some() && self.nick.is_empty() {
+                return Ok(End::Left); // there is no session to end
+            }
         }
     }
 
-    /// Which of the two has something. The input is left alone while much waits to be sent.
+    /// Waits for the socket and the input, and returns which of them is ready. The input is not read while much waits to be
+    /// sent.
     fn poll(&self, socket: BorrowedFd, input: BorrowedFd) -> Result<(bool, bool), String> {
         let mut events = PollFlags::POLLIN;
         events.set(PollFlags::POLLOUT, !self.pending.is_empty());
@@ -218,7 +175,7 @@ impl Session {
         let mut buffer = [0; 4096];
         match read(input, &mut buffer) {
             Ok(0) => {
-                // What was typed last counts, newline or not.
+                // The last line counts, also without its newline.
                 if !self.typed.is_empty() {
                     self.typed.push(b"\n");
                 }
@@ -232,7 +189,7 @@ impl Session {
     }
 
     fn quit(&mut self) {
-        self.quitting = Some(Instant::now() + LAST_WORDS);
+        self.quitting = Some(Instant::now() + QUIT_TIMEOUT);
     }
 
     /// Sends what has been typed, line by line.
@@ -249,7 +206,7 @@ impl Session {
         }
         if self.quitting.is_some() {
             self.pending.extend_from_slice(b"/quit\n");
-            self.quitting = Some(Instant::now() + LAST_WORDS + HELD_UP * self.sent);
+            self.quitting = Some(Instant::now() + QUIT_TIMEOUT + DELAY_PER_LINE * self.sent);
         }
     }
 
@@ -258,32 +215,40 @@ impl Session {
             return;
         }
         if line.len() >= LINE_MAX {
-            return self.screen.note(&format!("not sent: {} bytes, {} are the most", line.len(), LINE_MAX - 1));
+            return self.screen.note(&format!("not sent: {} bytes; a line has at most {}", line.len(), LINE_MAX - 1));
+        }
+        let is_quit = matches!(line.split(' ').next(), Some("/quit" | "/exit"));
+        if is_quit && !self.joined && (self.interactive || self.nick.is_empty()) {
+            self.nick.clear();
+            return self.quit();
         }
         if !self.joined {
             let nick = line.strip_prefix("/nick ").unwrap_or(line).trim();
             if self.interactive && !is_nick(nick) {
-                return self.screen.note("a nick first, please: a letter, then up to 19 of A-Z a-z 0-9 _ -");
+                return self.screen.note("first your nick: a letter, then up to 19 of A-Z a-z 0-9 _ -; or /quit");
             }
-            // In a pipe only the first line is one; what follows it need not wait for the welcome.
+            // In a pipe only the first line is the nick. The following lines do not have to wait for the welcome.
             if self.interactive || self.nick.is_empty() {
                 self.nick = nick.to_owned();
             }
         }
         self.sent += 1;
         self.pending.extend_from_slice(format!("{line}\n").as_bytes());
-        if matches!(line.split(' ').next(), Some("/quit" | "/exit")) {
-            self.quitting = Some(Instant::now() + LAST_WORDS + HELD_UP * self.sent);
+        if is_quit {
+            self.quitting = Some(Instant::now() + QUIT_TIMEOUT + DELAY_PER_LINE * self.sent);
         }
     }
 
-    /// A line of the server.
+    /// Takes a line from the server.
     fn hear(&mut self, framed: Framed) -> Result<(), String> {
         let line = match framed {
             Framed::Line(line) => line,
             Framed::NotUtf8 => "! a line that is not UTF-8".to_owned(),
-            Framed::TooLong => return Err("the server sent a line without an end: this is no chat".into()),
+            Framed::TooLong => return Err("the server sent a line without an end: it is not a chat".into()),
         };
+        if line == GREETING {
+            return if self.nick.is_empty() { self.screen.show(&line) } else { Ok(()) };
+        }
         let mut words = line.split(' ');
         match (words.next(), words.next()) {
             (Some("*"), Some("welcome")) if !self.joined => {
@@ -302,18 +267,18 @@ impl Session {
             }
             (Some("!"), Some("nick-taken")) if !self.joined && self.interactive => {
                 self.screen.show(&line)?;
-                self.screen.note("another nick, please");
+                self.screen.note("type another nick, or /quit");
                 return Ok(());
             }
             (Some("!"), Some("nick-taken")) if !self.joined => {
                 self.screen.show(&line)?;
-                return Err(format!("{} is taken", self.nick));
+                return Err(format!("the nick {} is taken", self.nick));
             }
             _ => {}
         }
         if self.quitting.is_some() && self.pending.is_empty() {
-            // It is alive; a line of the others is no answer, but this is a client, not a test.
-            self.quitting = self.quitting.max(Some(Instant::now() + LAST_WORDS));
+            // The server is alive, so it gets more time.
+            self.quitting = self.quitting.max(Some(Instant::now() + QUIT_TIMEOUT));
         }
         self.screen.show(&line)
     }
@@ -321,13 +286,13 @@ impl Session {
     /// The server has closed.
     fn end(&mut self) -> End {
         match self.verdict.take() {
-            Some(verdict) => End::Refused(verdict),
+            Some(verdict) => End::Rejected(verdict),
             None if self.quitting.is_some() && self.pending.is_empty() => End::Left,
-            None => End::Lost("the connection is lost"),
+            None => End::Lost,
         }
     }
 
-    /// Lets time pass while nobody is there to talk to; true if the user has had enough.
+    /// Waits for the next attempt. True: the user has left.
     fn wait(&mut self, input: &OwnedFd, pause: Duration) -> Result<bool, String> {
         let end = Instant::now() + pause;
         loop {
@@ -336,7 +301,7 @@ impl Session {
                 return Ok(false);
             }
             let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-            // A pipe can wait; who types wants an answer.
+            // The input of a pipe can wait. A user who types gets an answer.
             let mut fds = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
             let fds = if self.interactive { &mut fds[..] } else { &mut [] };
             match poll(fds, timeout) {
