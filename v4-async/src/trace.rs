@@ -1,4 +1,4 @@
-//! The loop in slow motion: every step as a line of JSON, and a pause after it.
+//! The executor in slow motion: each step as a line of JSON, and a pause after it.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -12,10 +12,10 @@ use clap::Args;
 use common::report::Failed;
 use serde::Serialize;
 
-/// How to watch the loop at work.
+/// The options to watch the executor.
 #[derive(Args, Debug)]
 pub struct TraceArgs {
-    /// Write each step of the loop to this descriptor, as a line of JSON: 2 is stderr, or `3 3>file`
+    /// Write each step of the executor to this descriptor, as JSON: 2 is stderr, or `3 3>file`
     #[arg(long, value_name = "FD")]
     trace: Option<u16>,
     /// Pause after each step
@@ -27,21 +27,21 @@ pub struct TraceArgs {
 #[derive(Serialize)]
 #[serde(tag = "step", rename_all = "lowercase")]
 pub enum Step {
-    /// A new task.
+    /// A task is created.
     Spawn { task: u64 },
-    /// Its future is polled ...
+    /// The task's future is polled ...
     Poll { task: u64 },
-    /// ... and is not done,
+    /// ... and is not done, ...
     Pending { task: u64 },
-    /// ... or is: the task is gone.
+    /// ... or is done, and the task is removed.
     Done { task: u64 },
-    /// A system call said EAGAIN: the task waits for the descriptor.
+    /// The task waits for the descriptor.
     Park { task: u64, fd: i32 },
-    /// The task goes to the end of the ready queue.
+    /// The task moves to the end of the ready queue.
     Yield { task: u64 },
-    /// Nobody is ready, or it is time to ask: epoll_wait, for so long at most.
+    /// epoll_wait, for this time at most.
     Sleep { ms: Option<u128> },
-    /// A task is put into the ready queue.
+    /// The task is put into the ready queue.
     Wake { task: u64 },
 }
 
@@ -58,10 +58,10 @@ struct Trace {
     start: Instant,
 }
 
-/// Where the steps go; nowhere by default.
+/// The trace, if the options ask for one.
 static TRACE: OnceLock<Trace> = OnceLock::new();
 
-/// From here on each step is shown, if the options say so.
+/// Starts the trace, if the options ask for one.
 pub fn start(args: &TraceArgs) -> Result<(), Failed> {
     let open = |fd: u16| {
         let path = format!("/dev/fd/{fd}");
@@ -78,7 +78,7 @@ pub fn start(args: &TraceArgs) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The task being polled.
+/// The task that is being polled.
 static CURRENT: AtomicU64 = AtomicU64::new(0);
 
 pub fn current() -> u64 {
@@ -92,7 +92,7 @@ pub fn step(step: Step) {
     let Some(trace) = TRACE.get() else { return };
     if let Some(mut out) = trace.out.as_ref() {
         let line = Line { us: trace.start.elapsed().as_micros(), step };
-        // One write for a line. What cannot be written is not worth the room.
+        // One write for each line. A line that cannot be written is lost: the room goes on.
         if let Ok(mut text) = serde_json::to_vec(&line) {
             text.push(b'\n');
             let _ = out.write_all(&text);

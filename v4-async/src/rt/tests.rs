@@ -33,7 +33,7 @@ fn in_ms(ms: u64) -> Instant {
 }
 
 #[test]
-fn a_notice_wakes_all_who_wait() {
+fn notification_wakes_all_waiting_tasks() {
     let rt = Executor::new().unwrap();
     let woken = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&woken);
@@ -49,7 +49,7 @@ fn a_notice_wakes_all_who_wait() {
         sleep_until(rt, in_ms(1)).await;
         changed.notify_all();
         sleep_until(rt, in_ms(1)).await;
-        assert!(rt.timeout_at(in_ms(5), changed.notified()).await.is_none(), "an old notice");
+        assert!(rt.timeout_at(in_ms(5), changed.notified()).await.is_none(), "an old notification");
     })
     .unwrap();
     assert_eq!(*seen.borrow(), [0, 1, 2]);
@@ -76,7 +76,7 @@ fn two_tasks_talk_over_a_socket_pair() {
 }
 
 #[test]
-fn timers_fire_in_their_order_and_leave_with_their_future() {
+fn timers_fire_in_order_and_are_removed_with_their_future() {
     let rt = Executor::new().unwrap();
     let order = Rc::new(RefCell::new(Vec::new()));
     let seen = Rc::clone(&order);
@@ -99,9 +99,9 @@ fn timers_fire_in_their_order_and_leave_with_their_future() {
 }
 
 #[test]
-fn who_yields_lets_the_others_and_the_timers_have_their_turn() {
+fn task_that_yields_lets_other_tasks_and_timers_run() {
     let rt = Executor::new().unwrap();
-    let turns = rt.block_on(async move {
+    let polls = rt.block_on(async move {
         let count = Rc::new(Cell::new(0));
         let counted = Rc::clone(&count);
         rt.spawn(async move {
@@ -113,7 +113,64 @@ fn who_yields_lets_the_others_and_the_timers_have_their_turn() {
         sleep_until(rt, in_ms(1)).await;
         count.get()
     });
-    assert!(turns.unwrap() > 0);
+    assert!(polls.unwrap() > 0);
+}
+
+#[test]
+fn event_for_the_reader_does_not_wake_the_writer() {
+    let rt = Executor::new().unwrap();
+    let polls = rt.block_on(async move {
+        let (a, b) = pair(rt);
+        let (a, polls) = (Rc::new(a), Rc::new(Cell::new(0)));
+        let (writer, counted) = (Rc::clone(&a), Rc::clone(&polls));
+        rt.spawn(async move {
+            let fill = |mut stream: &UnixStream| stream.write(&[0; 4096]);
+            let mut fill_all =
+                pin!(async { while writer.async_io(Interest::WRITABLE, fill).await.is_ok() {} });
+            poll_fn(|context| {
+                counted.set(counted.get() + 1);
+                fill_all.as_mut().poll(context)
+            })
+            .await;
+        });
+        sleep_until(rt, in_ms(1)).await;
+        let before = polls.get();
+        for _ in 0..5 {
+            say(&b, 1).await;
+            assert_eq!(byte(&a).await, Some(1));
+        }
+        polls.get() - before
+    });
+    assert_eq!(polls.unwrap(), 0);
+}
+
+#[test]
+fn short_read_saves_a_call_and_loses_no_byte() {
+    let rt = Executor::new().unwrap();
+    rt.block_on(async move {
+        let (a, b) = pair(rt);
+        let (calls, mut seen) = (Cell::new(0), Vec::new());
+        for n in 0..20 {
+            say(&b, n).await;
+            let read = |mut stream: &UnixStream| {
+                calls.set(calls.get() + 1);
+                let mut buffer = [0; 64];
+                let n = stream.read(&mut buffer)?;
+                Ok(buffer[..n].to_vec())
+            };
+            seen.extend(a.async_io(Interest::READABLE, read).await.unwrap());
+            a.short_read(true);
+        }
+        assert_eq!(seen, (0..20).collect::<Vec<u8>>());
+        assert_eq!(calls.get(), 20, "no call failed with EAGAIN");
+        // The end of file is found although it was reported together with the last bytes.
+        say(&b, 20).await;
+        drop(b);
+        assert_eq!(byte(&a).await, Some(20));
+        a.short_read(true);
+        assert_eq!(byte(&a).await, None);
+    })
+    .unwrap();
 }
 
 #[test]
