@@ -23,7 +23,8 @@ pub struct Counters {
 /// The pool as one worker sees it.
 pub struct Worker {
     pub mine: &'static Counters,
-    pub all: &'static [Counters],
+    /// The counters of all workers.
+    pub counters: &'static [Counters],
     /// Clients at once, of all workers together.
     pub max_conns: usize,
 }
@@ -52,7 +53,7 @@ impl Worker {
         // First count the client, then add up. So two workers that want the last slot may both
         // reject their client, but never both serve it.
         self.mine.set_clients(served + 1);
-        let sum: usize = self.all.iter().map(|worker| worker.clients.load(SeqCst)).sum();
+        let sum: usize = self.counters.iter().map(|worker| worker.clients.load(SeqCst)).sum();
         if sum > self.max_conns {
             self.mine.set_clients(served);
             self.mine.rejected.fetch_add(1, SeqCst);
@@ -63,9 +64,9 @@ impl Worker {
 
 /// Prints the counters. A row that stderr does not take at once is lost: a full pipe must not
 /// block the shutdown.
-pub fn print(all: &[Counters]) {
+pub fn print(counters: &[Counters]) {
     write_now(b"worker  connections  rejected    CPU ms\n");
-    for (number, worker) in all.iter().enumerate() {
+    for (number, worker) in counters.iter().enumerate() {
         let [connections, rejected, cpu_ms] =
             [&worker.connections, &worker.rejected, &worker.cpu_ms].map(|n| n.load(SeqCst));
         let row = format!("{number:6}  {connections:11}  {rejected:8}  {cpu_ms:8}\n");

@@ -16,10 +16,11 @@ use socket2::Socket;
 
 use crate::board::Worker;
 
-/// Serves clients until SIGTERM has arrived and the last client is closed.
+/// Serves clients until SIGTERM has arrived and the last client is closed. Each worker runs this
+/// loop, and no worker waits for another one.
 pub fn serve_clients(listener: Socket, worker: &Worker, server: &Server) -> Result<(), Failed> {
-    // A descriptor that is readable when SIGTERM is pending. Ctrl-C sends SIGINT to all processes of
-    // the terminal, and then the parent sends SIGTERM.
+    // A descriptor that is readable when SIGTERM is pending. Ctrl-C sends SIGINT to all processes
+    // of the terminal, and then the parent sends SIGTERM.
     let signals = Signals::of(&[Signal::SIGTERM])?;
     // A client may disconnect before accept: accept must not block the other clients.
     listener.set_nonblocking(true).context("fcntl O_NONBLOCK")?;
@@ -66,6 +67,8 @@ pub fn serve_clients(listener: Socket, worker: &Worker, server: &Server) -> Resu
         }
     }
 
+    // The CPU time of this process. The parent prints it beside the count of connections: equal
+    // counts are not equal work.
     let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from);
     worker.mine.cpu_ms.fetch_add(cpu.unwrap_or_default().as_millis() as usize, SeqCst);
     Ok(())
@@ -97,7 +100,7 @@ fn accept(
         Ok((conn, peer)) if worker.admits(clients.served()) => {
             clients.insert(conn, Some(peer), now)
         }
-        // The workers together have --max-conns clients.
+        // All workers together have --max-conns clients.
         Ok((conn, peer)) => clients.reject(conn, Some(peer), now),
         Err(e) => clients.accept_failed(&e)?, // goes on after EAGAIN and EINTR
     }

@@ -18,6 +18,7 @@ use clap::{Parser, value_parser};
 use common::descriptors::MaxConns;
 use common::report::Failed;
 use lifecycle::{Server, Supervisor, die_with_parent, end_child};
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, fork};
 use socket2::Socket;
 
@@ -41,15 +42,15 @@ fn main() -> Result<(), Failed> {
     // SIGCHLD, SIGTERM and SIGINT are blocked, except in `sleep`. So none of them is lost between
     // a check and the sleep.
     let mut pool = Supervisor::new(workers, &server)?;
-    let all = board::shared_counters(workers.into())?;
+    let counters = board::shared_counters(workers.into())?;
     let port = port::take_port(&server.listen)?;
 
     while pool.is_running() {
         // The kernel has closed the connections of a worker that has ended.
-        pool.of_empty_slots(all).for_each(|worker| worker.set_clients(0));
+        pool.of_empty_slots(counters).for_each(|worker| worker.set_clients(0));
         // Fork until the pool is complete: at the start, and after a worker has ended.
         while pool.needs_worker() {
-            let Some(mine) = pool.of_empty_slots(all).next() else { break };
+            let Some(mine) = pool.of_empty_slots(counters).next() else { break };
             // Each worker gets a new listener. Clients connect to its backlog from now on.
             let listener = match port::share_port(&port) {
                 Ok(listener) => listener,
@@ -58,7 +59,7 @@ fn main() -> Result<(), Failed> {
                     continue;
                 }
             };
-            let worker = Worker { mine, all, max_conns };
+            let worker = Worker { mine, counters, max_conns };
             // SAFETY: this process has one thread, so the child may call any function.
             match unsafe { fork() } {
                 // The child accepts and serves clients, all of them in one event loop.
@@ -67,7 +68,7 @@ fn main() -> Result<(), Failed> {
                 Err(e) => pool.failed("fork", e),
             }
             // The worker keeps the only copy, and its end closes the listener. With a copy in the
-            // parent, clients would wait in the backlog of a worker that has ended.
+            // parent, clients would wait in a backlog from which no worker accepts.
             drop(listener);
         }
         pool.ready(&port);
@@ -78,7 +79,7 @@ fn main() -> Result<(), Failed> {
     // Each worker shuts its own listener down. After the last one new clients are refused.
     pool.terminate();
     let outcome = pool.wait();
-    board::print(all);
+    board::print(counters);
     server.log.cpu_time();
     outcome
 }
@@ -87,7 +88,8 @@ fn main() -> Result<(), Failed> {
 /// returns to the parent's loop.
 fn child(port: Socket, listener: Socket, worker: Worker, server: &Server) -> ! {
     drop(port); // close(2): only the parent keeps the port
-    // The signals stay blocked: the event loop reads SIGTERM from a descriptor.
     die_with_parent();
+    // SIGTERM and SIGINT stay blocked: the event loop reads SIGTERM from a descriptor.
+    let _ = SigSet::from(Signal::SIGCHLD).thread_unblock();
     end_child(event_loop::serve_clients(listener, &worker, server), &server.log)
 }

@@ -1,7 +1,8 @@
-//! What SO_REUSEPORT does: counts that even out and load that does not, queues that die with their listener, a port that
-//! is shared with nobody else.
+//! What SO_REUSEPORT does: it distributes connections evenly and work not, the backlog of a worker
+//! ends with its listener, and no second server gets the port.
+#![allow(clippy::unwrap_used, clippy::panic)] // test code
+#![allow(clippy::print_stderr, clippy::indexing_slicing)] // test code
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, clippy::indexing_slicing)] // test code
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
@@ -18,22 +19,19 @@ const BIN: &str = env!("CARGO_BIN_EXE_server03b-reuseport");
 
 fn start(args: &[&str]) -> Server {
     let server = Server::start(BIN, &[&["-n", "4"], args].concat());
-    eventually("every worker has a listener of its own", || {
+    // A child closes its copies of the parent's sockets after the ready line.
+    eventually("every worker has its own listener", || {
         let listeners: BTreeSet<u64> =
             workers(&server).into_iter().filter_map(listener_of).collect();
-        (listeners.len() == WORKERS && procs::listening_socket(server.pid()).is_none())
-            .then_some(())
+        (listeners.len() == WORKERS).then_some(())
     });
+    assert_eq!(procs::listening_socket(server.pid()), None, "the parent has no listener");
     server
 }
 
 fn workers(server: &Server) -> Vec<i32> {
-    server
-        .family()
-        .iter()
-        .filter(|p| p.pid != server.pid() && p.state != 'Z')
-        .map(|p| p.pid)
-        .collect()
+    let is_worker = |pid: i32, state: char| pid != server.pid() && state != 'Z';
+    server.family().iter().filter(|p| is_worker(p.pid, p.state)).map(|p| p.pid).collect()
 }
 
 /// The inode number of a worker's listener.
@@ -41,30 +39,27 @@ fn listener_of(pid: i32) -> Option<u64> {
     procs::listening_socket(pid).map(|(_, inode)| inode)
 }
 
-/// Connections in the accept queue of this listener.
+/// The number of connections in the backlog of this listener.
 fn queued(inode: u64) -> usize {
-    let sockets = procfs::net::tcp().unwrap();
-    sockets
-        .iter()
-        .filter(|s| s.inode == inode && s.state == TcpState::Listen)
-        .map(|s| s.rx_queue as usize)
-        .sum()
+    let is_it = |s: &procfs::net::TcpNetEntry| s.inode == inode && s.state == TcpState::Listen;
+    procfs::net::tcp().unwrap().iter().filter(|s| is_it(s)).map(|s| s.rx_queue as usize).sum()
 }
 
-/// Stops a worker, so that those who are hashed to it wait in its queue: its process and its listener.
+/// Stops a worker, so that its clients wait in its backlog. Returns its PID and its listener.
 fn stop_one(server: &Server) -> (i32, u64) {
     let pid = workers(server)[0];
     procs::stop(pid);
     (pid, listener_of(pid).unwrap())
 }
 
-/// Connects one client after the other; those that the kernel gave to the listener `inode` stay, the others are served.
-fn wait_behind(server: &Server, inode: u64, clients: usize) -> Vec<Peer> {
+/// Connects one client after the other. Returns the clients that wait in the backlog of the
+/// listener `inode`. The other clients are served.
+fn wait_in_backlog(server: &Server, inode: u64, clients: usize) -> Vec<Peer> {
     let mut waiting = Vec::new();
     for _ in 0..clients {
         let mut peer = server.connect();
         peer.send("1\n");
-        eventually("served or queued", || {
+        eventually("the client is served or waits", || {
             (peer.unread() > 0 || queued(inode) > waiting.len()).then_some(())
         });
         match peer.unread() {
@@ -75,41 +70,39 @@ fn wait_behind(server: &Server, inode: u64, clients: usize) -> Vec<Peer> {
     waiting
 }
 
-/// The rows of the table that is printed at the end: connections, refused, and CPU time, of each worker.
+/// The table that the server prints at its end: connections, rejected connections and CPU time of
+/// each worker.
 fn table(server: &Server) -> Vec<[u64; 3]> {
     let log = server.log();
     let rows = log.lines().skip_while(|line| !line.starts_with("worker  connections")).skip(1);
-    let numbers = |line: &str| {
-        line.split_whitespace().skip(1).map(|word| word.parse().unwrap()).collect::<Vec<u64>>()
+    let numbers = |line: &str| -> Vec<u64> {
+        line.split_whitespace().skip(1).map(|word| word.parse().unwrap()).collect()
     };
     rows.take(WORKERS).map(|line| numbers(line).try_into().unwrap()).collect()
 }
 
-/// Uneven over tens, even over thousands: that is a hash, and no turns.
+/// Tens of connections are distributed unevenly, thousands evenly: a hash does that, round robin
+/// does not.
 #[test]
 fn truth_b_counts_even_out_over_thousands() {
     for connections in [8, 40, 400, 2000] {
         let mut server = start(&[]);
         (0..connections).for_each(|_| server.connect().ask(1));
         server.stop().unwrap();
-        let counts: Vec<u64> = table(&server).iter().map(|row| row[0]).collect();
+        let rows = table(&server);
+        let counts: Vec<u64> = rows.iter().map(|row| row[0]).collect();
         eprintln!("{connections} connections: {counts:?}");
-        assert_eq!(
-            (counts.len(), counts.iter().sum::<u64>()),
-            (WORKERS, connections),
-            "{}",
-            server.log()
-        );
-        let all = format!("all  {connections:11}        0");
-        assert!(server.log().contains(&all), "{}", server.log());
+        let sum: u64 = counts.iter().sum();
+        assert_eq!((counts.len(), sum), (WORKERS, connections), "{}", server.log());
+        assert!(rows.iter().all(|row| row[1] == 0), "{rows:?}");
         if connections == 2000 {
             assert!(counts.iter().all(|count| (375..625).contains(count)), "{counts:?}");
-            assert!(counts.iter().any(|count| *count != 500), "as even as turns: {counts:?}");
+            assert!(counts.iter().any(|count| *count != 500), "round robin: {counts:?}");
         }
     }
 }
 
-/// One of four hundred clients has as much to do as all the others cannot make up for: the counts do not show it.
+/// One client of 401 causes most of the work. The counts of connections do not show it.
 #[test]
 fn truth_b_even_counts_are_not_balance() {
     let mut server = start(&[]);
@@ -128,7 +121,7 @@ fn truth_b_even_counts_are_not_balance() {
     eprintln!("CPU time of one: {busy} ns, of the others: {others:?}; {}", server.log());
     assert!(rows.iter().all(|row| (50..160).contains(&row[0])), "{rows:?}");
     assert!(others.iter().all(|other| busy > 3 * other), "{busy}, {others:?}");
-    assert!(rows.iter().any(|row| row[2] >= busy / 1_000_000), "the table shows it too: {rows:?}");
+    assert!(rows.iter().any(|row| row[2] >= busy / 1_000_000), "not in the table: {rows:?}");
 }
 
 #[test]
@@ -136,7 +129,7 @@ fn truth_b_a_client_waits_for_a_busy_worker_while_others_are_idle() {
     let server = start(&[]);
     let base = Baseline::of(&server);
     let (stopped, inode) = stop_one(&server);
-    let waiting = wait_behind(&server, inode, 40);
+    let waiting = wait_in_backlog(&server, inode, 40);
     eprintln!("{} of 40 clients wait for one of {WORKERS} workers", waiting.len());
     assert!(!waiting.is_empty() && waiting.iter().all(Peer::is_waiting));
     assert_eq!(queued(inode), waiting.len());
@@ -146,19 +139,18 @@ fn truth_b_a_client_waits_for_a_busy_worker_while_others_are_idle() {
 }
 
 #[test]
-fn d17_the_queue_of_a_dead_worker_is_lost() {
-    kill_with_a_queue("d17_the_queue_of_a_dead_worker_is_lost", "0", |waiting| {
-        waiting
-            .into_iter()
-            .for_each(|mut peer| assert_eq!(peer.read_to_end(), (Vec::new(), End::Reset)));
+fn d17_backlog_of_a_dead_worker_is_lost() {
+    kill_with_a_backlog("d17_backlog_of_a_dead_worker_is_lost", "0", |waiting| {
+        let reset = (Vec::new(), End::Reset);
+        waiting.into_iter().for_each(|mut peer| assert_eq!(peer.read_to_end(), reset));
         "reset"
     });
 }
 
 #[test]
-fn d17_the_queue_of_a_dead_worker_moves_with_tcp_migrate_req() {
-    kill_with_a_queue(
-        "d17_the_queue_of_a_dead_worker_moves_with_tcp_migrate_req",
+fn d17_backlog_of_a_dead_worker_moves_with_tcp_migrate_req() {
+    kill_with_a_backlog(
+        "d17_backlog_of_a_dead_worker_moves_with_tcp_migrate_req",
         "1",
         |waiting| {
             waiting.into_iter().for_each(|mut peer| assert_eq!(peer.read_exactly(1), b"a"));
@@ -167,94 +159,86 @@ fn d17_the_queue_of_a_dead_worker_moves_with_tcp_migrate_req() {
     );
 }
 
-/// A worker is stopped, 40 clients come, the worker is killed; then those that waited for it. The test runs itself again
-/// in a network of its own, where the setting harms nobody.
-fn kill_with_a_queue(test: &str, migrate: &str, fate: impl FnOnce(Vec<Peer>) -> &'static str) {
+/// Stops a worker, connects 40 clients, and kills the worker. `check` gets the clients that were in
+/// its backlog. The test runs itself again in its own network namespace, because the setting
+/// applies to a whole namespace.
+fn kill_with_a_backlog(test: &str, migrate: &str, check: impl FnOnce(Vec<Peer>) -> &'static str) {
     if std::env::var("OWN_NETWORK").as_deref() != Ok(test) {
         let Some(mut again) = tools::own_network(test) else { return };
         again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
         let output = again.env("OWN_NETWORK", test).output().unwrap();
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success() && text.contains("1 passed"), "{text}");
-        text.lines()
-            .filter(|line| line.starts_with("tcp_migrate_req"))
-            .for_each(|line| eprintln!("{line}"));
+        let result = text.lines().find(|line| line.starts_with("tcp_migrate_req"));
+        eprintln!("{}", result.unwrap_or(&text));
         return;
     }
     fs::write("/proc/sys/net/ipv4/tcp_migrate_req", migrate).unwrap();
     let server = start(&[]);
     let base = Baseline::of(&server);
-    let mut beside: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
-    beside.iter_mut().for_each(|peer| peer.ask(1));
+    let mut connected: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
+    connected.iter_mut().for_each(|peer| peer.ask(1));
     let (stopped, inode) = stop_one(&server);
-    beside.retain(|peer| !procs::holders(&server, peer).contains(&stopped));
-    let waiting = wait_behind(&server, inode, 40);
+    connected.retain(|peer| !procs::holders(&server, peer).contains(&stopped));
+    let waiting = wait_in_backlog(&server, inode, 40);
     let count = waiting.len();
-    assert_eq!(queued(inode), count);
+    assert!(count > 0 && queued(inode) == count, "{count} clients wait, {} queued", queued(inode));
     kill(Pid::from_raw(stopped), Signal::SIGKILL).unwrap();
-    let fate = fate(waiting);
+    let result = check(waiting);
     eprintln!(
-        "tcp_migrate_req={migrate}: {count} of 40 clients waited for the worker that was killed, and were {fate}"
+        "tcp_migrate_req={migrate}: {count} of 40 clients waited for the dead worker: {result}"
     );
-    // Nobody else's.
-    beside.iter_mut().for_each(|peer| peer.ask(1));
-    drop(beside);
+    // The clients of the other workers are still served.
+    connected.iter_mut().for_each(|peer| peer.ask(1));
+    drop(connected);
     oracle::finish(server, &base);
 }
 
-/// A start on the port of a server that runs already.
-fn second_start(server: &Server) {
-    let second = Server::try_start(Command::new(BIN).args(["-p", &server.addr.port().to_string()]));
-    let error = second.err().unwrap_or_else(|| panic!("it takes a share of the clients"));
+/// Starts a second server on the port of the first one.
+fn second_start_fails(server: &Server) {
+    let port = server.addr.port().to_string();
+    let second = Server::try_start(Command::new(BIN).args(["-p", &port]));
+    let error = second.err().unwrap_or_else(|| panic!("it gets a share of the clients"));
     assert!(error.contains("Address already in use"), "{error}");
 }
 
-/// A second server would take a share of the clients: neither beside the first one's listeners, nor while all of its
-/// workers are dead.
 #[test]
-fn it_cannot_be_started_twice() {
+fn second_start_fails_also_while_all_workers_are_dead() {
     let server = start(&[]);
-    second_start(&server);
+    second_start_fails(&server);
     let base = Baseline::of(&server);
     server.signal(Signal::SIGSTOP);
-    eventually("stopped", || server.family().iter().any(|p| p.state == 'T').then_some(()));
+    eventually("the parent has stopped", || {
+        server.family().iter().any(|p| p.state == 'T').then_some(())
+    });
     workers(&server).into_iter().for_each(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap());
-    eventually("nobody listens", || Peer::try_connect(server.addr).is_err().then_some(()));
-    second_start(&server);
+    eventually("no process listens", || Peer::try_connect(server.addr).is_err().then_some(()));
+    second_start_fails(&server);
     server.signal(Signal::SIGCONT);
-    eventually("served again", || Peer::try_connect(server.addr).ok()?.try_ask(1).ok());
+    eventually("a client is served", || Peer::try_connect(server.addr).ok()?.try_ask(1).ok());
     oracle::finish(server, &base);
 }
 
-/// All of them bind before the first one listens, since each is held up after bind; and one gets the port.
+/// strace delays each server after bind, so all servers have bound the port before one listens.
 #[test]
-fn of_starts_at_the_same_moment_one_gets_the_port() {
-    if !tools::have("strace", "of_starts_at_the_same_moment_one_gets_the_port") {
+fn of_servers_that_start_at_the_same_moment_one_gets_the_port() {
+    const TEST: &str = "of_servers_that_start_at_the_same_moment_one_gets_the_port";
+    if !tools::have("strace", TEST) {
         return;
     }
-    let held_up = [
-        "-f",
-        "-o",
-        "/dev/null",
-        "-e",
-        "trace=bind",
-        "-e",
-        "inject=bind:delay_exit=100000:when=1..2",
-    ];
+    let inject = "inject=bind:delay_exit=100000:when=1..2";
+    let strace = ["-f", "-o", "/dev/null", "-e", "trace=bind", "-e", inject];
     for _ in 0..4 {
         let port = Server::start(BIN, &["-n", "1"]).addr.port().to_string();
-        let start = || {
-            Server::try_start(
-                Command::new("strace").args(held_up).args([BIN, "-n", "1", "-p", &port]),
-            )
-        };
+        let server = [BIN, "-n", "1", "-p", &port];
+        let start = || Server::try_start(Command::new("strace").args(strace).args(server));
         let started: Vec<_> = thread::scope(|scope| {
             let starts: Vec<_> = (0..3).map(|_| scope.spawn(start)).collect();
             starts.into_iter().map(|start| start.join().unwrap()).collect()
         });
-        let errors: Vec<&String> =
-            started.iter().filter_map(|start| start.as_ref().err()).collect();
+        let errors: Vec<_> = started.iter().filter_map(|start| start.as_ref().err()).collect();
         assert_eq!(errors.len(), 2, "{errors:?}");
-        assert!(errors.iter().all(|error| error.contains("Address already in use")), "{errors:?}");
+        let is_in_use = |error: &&String| error.contains("Address already in use");
+        assert!(errors.iter().all(is_in_use), "{errors:?}");
     }
 }
