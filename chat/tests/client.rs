@@ -1,17 +1,19 @@
-//! The terminal client as its users have it: in a pipe, and on a terminal.
+//! The terminal client in a pipe and on a terminal.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+use nix::unistd::Pid;
 use testkit::{TIMEOUT, eventually};
 
 const BIN: &str = env!("CARGO_BIN_EXE_chat");
@@ -79,7 +81,7 @@ fn ended(child: Child) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn through_pipes_it_says_all_and_hears_all() {
+fn pipe_sends_every_line_and_prints_every_line_of_the_server_escaped() {
     let script = Script::new();
     let (child, mut stdin) = piped(&mut script.client(&["--nick", "bob"]));
     let mut server = script.welcome("bob");
@@ -96,7 +98,7 @@ fn through_pipes_it_says_all_and_hears_all() {
 }
 
 #[test]
-fn the_first_line_is_the_nick() {
+fn pipe_without_nick_takes_the_first_line_as_nick() {
     let script = Script::new();
     let (child, mut stdin) = piped(&mut script.client(&[]));
     stdin.write_all(b"bob\nhello\n").unwrap();
@@ -109,7 +111,7 @@ fn the_first_line_is_the_nick() {
 }
 
 #[test]
-fn nobody_there() {
+fn failed_connection_and_bad_options_are_reported() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let output = Command::new(BIN)
         .args(["-i", "127.0.0.1", "-p", &free.port().to_string(), "--nick", "bob"])
@@ -117,7 +119,8 @@ fn nobody_there() {
         .output()
         .unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
-    let wanted = format!("chat: nobody listens at {free}; start a server with `cargo run -p v1-threads`\n");
+    let next = "Check -i and -p, or start a server with `cargo run -p v1-threads`";
+    let wanted = format!("chat: connect {free}: connection refused. {next}\n");
     assert_eq!((output.status.code(), err), (Some(1), wanted));
     for (args, code) in [(&["--nick", "a b"][..], 2), (&["-p", "x"], 2), (&["-i", "no.such.host.invalid"], 1)] {
         let output = Command::new(BIN).args(args).stdin(Stdio::null()).output().unwrap();
@@ -126,7 +129,7 @@ fn nobody_there() {
 }
 
 #[test]
-fn it_comes_back_under_its_latest_name() {
+fn lost_connection_is_made_again_with_the_latest_nick() {
     let script = Script::new();
     let (child, mut stdin) = piped(&mut script.client(&["--nick", "bob"]));
     let mut server = script.welcome("bob");
@@ -143,27 +146,31 @@ fn it_comes_back_under_its_latest_name() {
 }
 
 #[test]
-fn it_gives_up_in_the_end() {
+fn reconnection_prints_one_line_per_attempt_and_gives_up_after_the_last() {
     let script = Script::new();
+    let address = script.listener.local_addr().unwrap();
     let (child, stdin) = piped(&mut script.client(&["--nick", "bob", "--reconnect", "2"]));
     drop(script.welcome("bob"));
     drop(script);
     let (code, _, err) = ended(child);
     drop(stdin);
-    assert_eq!(code, Some(1));
-    let lines: Vec<&str> = err.lines().collect();
-    assert_eq!(lines.len(), 3, "one line for each attempt: {err}");
-    assert_eq!(lines[0], "-- connection lost; attempt 1 of 2 in 0.5 s");
-    assert!(lines[1].starts_with("-- nobody listens at ") && lines[1].ends_with("; attempt 2 of 2 in 1.0 s"), "{err}");
-    assert!(lines[2].ends_with("; gave up after 2 attempts to reconnect"), "{err}");
+    let refused = format!("connect {address}: connection refused");
+    let wanted = format!(
+        "-- connection lost; attempt 1 of 2 in 0.5 s\n-- {refused}; attempt 2 of 2 in 1.0 s\n\
+         chat: {refused}; gave up after 2 attempts to reconnect\n"
+    );
+    assert_eq!((code, err), (Some(1), wanted));
 }
 
 #[test]
-fn a_refusal_is_final() {
+fn rejected_user_does_not_reconnect() {
     for (answer, words) in [
-        ("! nick-bad no\n", "the server closed the connection: nick-bad"),
+        ("! nick-bad no\n", "the server closed the connection: nick-bad no"),
         ("! nick-taken bob is here already\n", "the nick bob is taken"),
-        ("* welcome bob; 1 here\n! idle and no line for too long\n", "the server closed the connection: idle"),
+        (
+            "* welcome bob; 1 here\n! idle and no line for too long\n",
+            "the server closed the connection: idle and no line for too long",
+        ),
     ] {
         let script = Script::new();
         let (child, stdin) = piped(&mut script.client(&["--nick", "bob"]));
@@ -178,7 +185,7 @@ fn a_refusal_is_final() {
 }
 
 #[test]
-fn what_cannot_be_said_is_not_sent() {
+fn line_that_is_too_long_or_not_utf8_is_not_sent() {
     let script = Script::new();
     let (child, mut stdin) = piped(&mut script.client(&["--nick", "bob"]));
     let mut server = script.welcome("bob");
@@ -190,11 +197,11 @@ fn what_cannot_be_said_is_not_sent() {
     drop(server);
     let (code, _, err) = ended(child);
     assert_eq!(code, Some(0));
-    assert_eq!(err, "-- not sent: 1024 bytes; a line has at most 1023\n-- not sent: it is not UTF-8\n");
+    assert_eq!(err, "-- not sent: 1024 bytes; a line has at most 1023\n-- not sent: the line is not UTF-8\n");
 }
 
 #[test]
-fn a_server_that_is_no_chat() {
+fn server_line_without_an_end_ends_the_client() {
     let script = Script::new();
     let (child, stdin) = piped(&mut script.client(&["--nick", "bob"]));
     let mut server = script.accept();
@@ -248,22 +255,25 @@ impl Terminal {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits for text on the screen, and forgets all before its end.
-    fn see(&self, text: &str) {
+    /// Waits for text on the screen. Removes it and what precedes it, and returns what it has removed.
+    fn see(&self, text: &str) -> String {
         eventually(&format!("the screen shows {text:?}"), || {
             let mut shown = self.shown.lock().unwrap();
             let end = shown.find(text)? + text.len();
-            shown.drain(..end);
-            Some(())
-        });
+            Some(shown.drain(..end).collect())
+        })
     }
 
-    fn end(mut self) -> Option<i32> {
+    fn end(self) -> Option<i32> {
+        self.end_status().code()
+    }
+
+    fn end_status(mut self) -> ExitStatus {
         let status = eventually("the client ends", || self.child.try_wait().unwrap());
         let after = tcgetattr(&self.slave).unwrap();
         assert_eq!(after.local_flags, self.before.local_flags, "the terminal is left as it was");
         assert!(after.local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO));
-        status.code()
+        status
     }
 }
 
@@ -275,7 +285,7 @@ impl Drop for Terminal {
 }
 
 #[test]
-fn what_is_being_typed_survives_what_others_say() {
+fn typed_text_is_kept_while_others_write() {
     let script = Script::new();
     let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
     let mut server = script.welcome("bob");
@@ -284,8 +294,8 @@ fn what_is_being_typed_survives_what_others_say() {
     terminal.see("hel");
     server.write("<alice> hi there\n<alice> /me waves\n");
     terminal.see("<alice> hi there");
-    terminal.see("<alice> ~ waves ~");
-    terminal.see("> hel");
+    terminal.see("<alice> /me waves\r\n");
+    terminal.see("hel");
     terminal.type_keys("lo\r");
     assert_eq!(server.read(), "hello\n");
     server.write("! no-such-nick x\n");
@@ -299,7 +309,7 @@ fn what_is_being_typed_survives_what_others_say() {
 }
 
 #[test]
-fn it_asks_for_a_nick_until_there_is_one() {
+fn nick_is_asked_for_until_it_is_accepted() {
     let script = Script::new();
     let mut terminal = Terminal::new(&mut script.client(&[]));
     terminal.see("your nick: ");
@@ -319,6 +329,8 @@ fn it_asks_for_a_nick_until_there_is_one() {
     terminal.see("attempt 1 of 8");
     let mut server = script.accept();
     assert_eq!(server.read(), "rob\n", "the nick that was welcomed");
+    server.write("* welcome rob; 2 here\n");
+    terminal.see("* welcome rob");
     terminal.type_keys("\x03");
     assert_eq!(server.read(), "/quit\n");
     drop(server);
@@ -326,21 +338,21 @@ fn it_asks_for_a_nick_until_there_is_one() {
 }
 
 #[test]
-fn it_can_be_left_while_the_server_is_away() {
+fn quit_ends_the_client_between_two_attempts_to_reconnect() {
     let script = Script::new();
     let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
     drop(script.welcome("bob"));
     drop(script);
-    terminal.see("nobody listens");
+    terminal.see("connection refused; attempt 2 of 8");
     terminal.type_keys("hello?\r");
     terminal.see("not connected, not sent: hello?");
     terminal.type_keys("/quit\r");
     assert_eq!(terminal.end(), Some(0));
 }
 
-/// Where the server ends the conversation, the editor is in the middle of a line: the terminal must not stay raw.
+/// The editor is reading a line at that time: the terminal must not stay in raw mode.
 #[test]
-fn the_terminal_is_restored_when_the_server_ends_it() {
+fn terminal_is_restored_after_a_lost_connection() {
     let script = Script::new();
     let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob", "--reconnect", "0"]));
     let server = script.welcome("bob");
@@ -353,7 +365,7 @@ fn the_terminal_is_restored_when_the_server_ends_it() {
 }
 
 #[test]
-fn a_simple_terminal_will_do() {
+fn terminal_without_cursor_movement_works_as_a_pipe() {
     let script = Script::new();
     let mut terminal = Terminal::new(script.client(&["--nick", "bob"]).env("TERM", "dumb"));
     let mut server = script.welcome("bob");
@@ -365,64 +377,7 @@ fn a_simple_terminal_will_do() {
 }
 
 #[test]
-fn quit_before_the_nick_leaves_with_status_0() {
-    // In a pipe.
-    let script = Script::new();
-    let (child, mut stdin) = piped(&mut script.client(&[]));
-    let mut server = script.accept();
-    stdin.write_all(b"/quit\n").unwrap();
-    assert_eq!(server.read(), "", "nothing is sent");
-    assert_eq!(ended(child), (Some(0), String::new(), String::new()));
-    // At the prompt of a terminal.
-    let mut terminal = Terminal::new(&mut script.client(&[]));
-    terminal.see("your nick: ");
-    terminal.type_keys("/quit\r");
-    assert_eq!(terminal.end(), Some(0));
-    drop(script.accept());
-    // After a nick that is taken.
-    let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
-    let mut server = script.accept();
-    assert_eq!(server.read(), "bob\n");
-    server.write("! nick-taken bob is here already\n");
-    terminal.see("type another nick, or /quit");
-    terminal.type_keys("/quit\r");
-    assert_eq!(terminal.end(), Some(0));
-}
-
-#[test]
-fn own_and_private_lines_are_easy_to_tell_apart() {
-    let script = Script::new();
-    let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
-    let mut server = script.welcome("bob");
-    terminal.see("* welcome bob");
-    server.write("-alice- psst\n>alice< yes?\n<alice> - hi -\n<alice> /me waves\n");
-    terminal.see("\x1b[1;35m[private from alice] psst\x1b[0m");
-    terminal.see("\x1b[1;35m[private to alice] yes?\x1b[0m");
-    terminal.see("<alice> - hi -");
-    terminal.see("<alice> ~ waves ~");
-    terminal.type_keys("/quit\r");
-    assert_eq!(server.read(), "/quit\n");
-    drop(server);
-    assert_eq!(terminal.end(), Some(0));
-}
-
-#[test]
-fn no_color_is_respected() {
-    let script = Script::new();
-    let mut terminal = Terminal::new(script.client(&["--nick", "bob"]).env("NO_COLOR", "1"));
-    let mut server = script.welcome("bob");
-    server.write("! no-such-nick x\n");
-    terminal.see("! no-such-nick x");
-    let shown = terminal.shown.lock().unwrap().clone();
-    assert!(!shown.contains("\x1b[31m") && !shown.contains("\x1b[2m"), "{shown:?}");
-    terminal.type_keys("/quit\r");
-    assert_eq!(server.read(), "/quit\n");
-    drop(server);
-    assert_eq!(terminal.end(), Some(0));
-}
-
-#[test]
-fn history_has_local_times_on_a_terminal() {
+fn history_has_local_times_on_a_terminal_and_the_server_times_in_a_pipe() {
     let script = Script::new();
     let line = "~ 2026-01-31T12:00:00.123Z <alice> hi\n";
     let mut terminal = Terminal::new(script.client(&["--nick", "bob"]).env("TZ", "XYZ-5:30"));
@@ -444,7 +399,39 @@ fn history_has_local_times_on_a_terminal() {
 }
 
 #[test]
-fn after_quit_the_prompt_is_gone() {
+fn quit_before_a_nick_is_accepted_ends_the_client() {
+    // At the prompt for the nick.
+    let script = Script::new();
+    let mut terminal = Terminal::new(&mut script.client(&[]));
+    terminal.see("your nick: ");
+    terminal.type_keys("/quit\r");
+    assert_eq!(terminal.end(), Some(0));
+    // After a nick that is taken, by a command and by the end of the input.
+    for keys in ["/quit\r", "/exit bye\r", "\x04"] {
+        let script = Script::new();
+        let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
+        let mut server = script.accept();
+        assert_eq!(server.read(), "bob\n");
+        server.write("! nick-taken bob is here already\n");
+        terminal.see("type another nick, or /quit");
+        terminal.type_keys(keys);
+        assert_eq!(terminal.end(), Some(0), "{keys:?}");
+        assert_eq!(server.read(), "", "{keys:?} is not a nick, so it is not sent");
+    }
+    // In a pipe.
+    for input in ["/quit\n", ""] {
+        let script = Script::new();
+        let (child, mut stdin) = piped(&mut script.client(&[]));
+        let mut server = script.accept();
+        stdin.write_all(input.as_bytes()).unwrap();
+        drop(stdin);
+        assert_eq!(ended(child), (Some(0), String::new(), String::new()), "{input:?}");
+        assert_eq!(server.read(), "", "{input:?}");
+    }
+}
+
+#[test]
+fn quit_is_sent_once_and_no_prompt_follows_it() {
     let script = Script::new();
     let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
     let mut server = script.welcome("bob");
@@ -452,9 +439,86 @@ fn after_quit_the_prompt_is_gone() {
     terminal.type_keys("/quit\r");
     assert_eq!(server.read(), "/quit\n");
     server.write("* bye\n");
-    drop(server);
-    terminal.see("* bye");
+    server.reader.get_ref().shutdown(Shutdown::Write).unwrap();
+    assert_eq!(server.read(), "", "/quit is sent once");
+    terminal.see("/quit");
+    let rest = terminal.see("* bye") + &terminal.see("\n");
+    assert!(!rest.contains("you>"), "a prompt after /quit: {rest:?}");
     let shown = Arc::clone(&terminal.shown);
     assert_eq!(terminal.end(), Some(0));
-    eventually("the last line of the screen is cleared", || shown.lock().unwrap().ends_with("\r\x1b[K").then_some(()));
+    assert_eq!(*shown.lock().unwrap(), "", "the shell's prompt begins on a clean line");
+}
+
+/// The server sends lines all the time.
+#[test]
+fn quit_ends_the_client_although_the_server_does_not_close() {
+    let script = Script::new();
+    let (child, mut stdin) = piped(&mut script.client(&["--nick", "bob"]));
+    let mut server = script.welcome("bob");
+    stdin.write_all(b"/quit\n").unwrap();
+    let writer = thread::spawn(move || while server.reader.get_mut().write_all(b"<eve> spam\n").is_ok() {});
+    let (code, _, err) = ended(child);
+    assert_eq!((code, err.as_str()), (Some(1), "chat: the server did not close the connection after /quit\n"));
+    writer.join().unwrap();
+}
+
+#[test]
+fn signal_restores_the_terminal_and_ends_the_client() {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        for nick in [&["--nick", "bob"][..], &[]] {
+            let script = Script::new();
+            let terminal = Terminal::new(&mut script.client(nick));
+            let _server = script.accept();
+            terminal.see(if nick.is_empty() { "your nick: " } else { "you>" });
+            kill(Pid::from_raw(terminal.child.id().cast_signed()), signal).unwrap();
+            assert_eq!(terminal.end_status().signal(), Some(signal as i32), "{signal} {nick:?}");
+        }
+    }
+}
+
+#[test]
+fn own_and_private_lines_are_marked_on_a_terminal_with_color_unless_no_color_is_set() {
+    for (no_color, own, private, end) in [("", "\x1b[32m", "\x1b[1;35m", "\x1b[0m"), ("1", "", "", "")] {
+        let script = Script::new();
+        let mut command = script.client(&["--nick", "bob"]);
+        let mut terminal = Terminal::new(command.env("NO_COLOR", no_color));
+        let mut server = script.accept();
+        server.write("* your nick? (letters, digits, _ and -; at most 20)\n* welcome bob; 2 here\n");
+        let mut shown = terminal.see("* welcome bob; 2 here");
+        assert!(!shown.contains("your nick"), "the user is asked for the nick again: {shown:?}");
+        terminal.type_keys("hi\r");
+        assert_eq!([server.read(), server.read()], ["bob\n", "hi\n"]);
+        assert!(shown.contains(&format!("{own}you>{end} ")), "{shown:?}");
+        server.write("<bob> echo\n-alice- psst\n>al-ice< \x1b[2J- no\n<alice> -x- y\n");
+        shown += &terminal.see(&format!("{own}<bob> echo{end}\r\n"));
+        shown += &terminal.see(&format!("{private}[private from alice] psst{end}\r\n"));
+        shown += &terminal.see(&format!("{private}[private to al-ice] \\x1b[2J- no{end}\r\n"));
+        shown += &terminal.see("<alice> -x- y\r\n");
+        assert_eq!(has_color(&shown), no_color.is_empty(), "{shown:?}");
+        terminal.type_keys("/quit\r");
+        assert_eq!(server.read(), "/quit\n");
+        drop(server);
+        assert_eq!(terminal.end(), Some(0));
+    }
+}
+
+/// True if an escape sequence in the text ends in `m` (SGR).
+fn has_color(text: &str) -> bool {
+    let end = |rest: &str| rest.chars().find(|c| c.is_ascii_alphabetic());
+    text.split("\x1b[").skip(1).any(|rest| end(rest) == Some('m'))
+}
+
+/// `localhost` is 127.0.0.1, ::1 or both, as this machine defines it.
+#[test]
+fn localhost_connects_to_a_server_of_either_ip_version() {
+    for address in ("localhost", 0).to_socket_addrs().unwrap() {
+        let script = Script { listener: TcpListener::bind(address).unwrap() };
+        let port = script.listener.local_addr().unwrap().port().to_string();
+        let (child, stdin) = piped(Command::new(BIN).args(["-i", "localhost", "-p", &port, "--nick", "bob"]));
+        let mut server = script.welcome("bob");
+        drop(stdin);
+        assert_eq!(server.read(), "/quit\n", "{address}");
+        drop(server);
+        assert_eq!(ended(child).0, Some(0), "{address}");
+    }
 }

@@ -9,6 +9,10 @@ use chat::is_nick;
 use rustyline::error::ReadlineError;
 use rustyline::{DefaultEditor, ExternalPrinter};
 
+/// Precedes what the user types, so the line stays on the screen as the user's own.
+const PROMPT: &str = "you> ";
+const PROMPT_GREEN: &str = "\x1b[32myou>\x1b[0m ";
+
 pub type Printer = Box<dyn ExternalPrinter + Send>;
 
 pub struct Editor {
@@ -31,7 +35,7 @@ impl Editor {
         }
         loop {
             match self.editor.readline("your nick: ") {
-                Ok(line) if matches!(line.trim(), "/quit" | "/exit") => return Ok(None),
+                Ok(line) if is_quit(line.trim()) => return Ok(None),
                 Ok(line) if is_nick(line.trim()) => return Ok(Some((line.trim().to_owned(), self))),
                 Ok(_) => drop(writeln!(io::stdout(), "a letter, then up to 19 of A-Z a-z 0-9 _ -; or /quit")),
                 Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(None),
@@ -40,20 +44,28 @@ impl Editor {
         }
     }
 
-    /// Starts the editor. Its lines come out of the descriptor, and Ctrl-D or Ctrl-C is the end of file. The printer prints
-    /// text above the line that is being typed.
-    pub fn start(self) -> Result<(OwnedFd, Printer), String> {
+    /// Starts the editor. Its lines come out of the descriptor; the end of file is `/quit`, Ctrl-D or Ctrl-C. The printer
+    /// prints text above the line that is being typed.
+    pub fn start(self, colors: bool) -> Result<(OwnedFd, Printer), String> {
         let (mut lines, out) = UnixStream::pair().map_err(|e| format!("socketpair: {e}"))?;
         let Editor { mut editor, printer } = self;
-        let typing = move || {
-            while let Ok(line) = editor.readline("> ") {
+        let prompt = (PROMPT, if colors { PROMPT_GREEN } else { PROMPT });
+        editor.set_helper(Some(())); // without a helper the editor prints no color
+        let read_lines = move || {
+            while let Ok(line) = editor.readline(&prompt) {
                 let _ = editor.add_history_entry(line.as_str());
-                if lines.write_all(format!("{line}\n").as_bytes()).is_err() {
+                // After `/quit` there is no further prompt, so the shell's prompt begins on a clean line.
+                if lines.write_all(format!("{line}\n").as_bytes()).is_err() || is_quit(&line) {
                     return;
                 }
             }
         };
-        thread::Builder::new().spawn(typing).map_err(|e| format!("clone: {e}"))?;
+        thread::Builder::new().spawn(read_lines).map_err(|e| format!("clone: {e}"))?;
         Ok((out.into(), printer))
     }
+}
+
+/// True if the user leaves with this line.
+pub fn is_quit(line: &str) -> bool {
+    matches!(line.split(' ').next(), Some("/quit" | "/exit"))
 }

@@ -7,6 +7,7 @@ mod editor;
 mod screen;
 mod session;
 mod target;
+mod terminal;
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,11 +15,14 @@ use std::process::ExitCode;
 
 use chat::is_nick;
 use clap::Parser;
-use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 
 use screen::Screen;
 use session::Session;
 use target::Target;
+use terminal::Terminal;
+
+/// The next step after a failed connection.
+const START: &str = "cargo run -p v1-threads";
 
 /// Talk in a chat: a line goes to all members, /help lists the commands, /quit or Ctrl-D leaves
 #[derive(Parser)]
@@ -47,10 +51,12 @@ fn nick(text: &str) -> Result<String, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let terminal = Terminal::save();
+    let outcome = terminal.as_ref().map_or(Ok(()), Terminal::restore_on_signals).and_then(|()| talk(args));
     // The line editor leaves the terminal in raw mode if the program ends while it reads a line.
-    let terminal = Terminal(tcgetattr(io::stdin()).ok());
-    let outcome = talk(args);
-    drop(terminal);
+    if let Some(terminal) = terminal {
+        terminal.restore();
+    }
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
@@ -63,34 +69,18 @@ fn main() -> ExitCode {
 fn talk(args: Args) -> Result<(), String> {
     let target = Target { host: args.host, port: args.port };
     // Connect first: without a server there is no reason to ask for a nick.
-    let conn = target.connect()?;
+    let conn = target.connect().map_err(|e| format!("{e}. Check -i and -p, or start a server with `{START}`"))?;
     let editor = match io::stdin().is_terminal() && io::stdout().is_terminal() {
         true => editor::Editor::new(),
         false => None,
     };
-    match editor {
-        Some(editor) => {
-            let Some((nick, editor)) = editor.ask_nick(args.nick)? else { return Ok(()) };
-            let (lines, printer) = editor.start()?;
-            let outcome = Session::new(target, nick, args.reconnect, Screen::terminal(printer), true).run(conn, &lines);
-            let _ = write!(io::stdout(), "\r\x1b[K"); // clears the editor's prompt
-            outcome
-        }
-        None => {
-            let lines: OwnedFd = io::stdin().as_fd().try_clone_to_owned().map_err(|e| format!("dup: {e}"))?;
-            let nick = args.nick.unwrap_or_default();
-            Session::new(target, nick, args.reconnect, Screen::plain(), false).run(conn, &lines)
-        }
-    }
-}
-
-/// Restores the terminal's mode.
-struct Terminal(Option<Termios>);
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = tcsetattr(io::stdin(), SetArg::TCSADRAIN, before);
-        }
-    }
+    let Some(editor) = editor else {
+        let lines: OwnedFd = io::stdin().as_fd().try_clone_to_owned().map_err(|e| format!("dup: {e}"))?;
+        let nick = args.nick.unwrap_or_default();
+        return Session::new(target, nick, args.reconnect, Screen::Plain, false).run(conn, &lines);
+    };
+    let Some((nick, editor)) = editor.ask_nick(args.nick)? else { return Ok(()) };
+    let colors = screen::has_colors();
+    let (lines, printer) = editor.start(colors)?;
+    Session::new(target, nick, args.reconnect, Screen::Terminal { printer, colors }, true).run(conn, &lines)
 }

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::read;
 
+use crate::editor::is_quit;
 use crate::screen::Screen;
 use crate::target::Target;
 
@@ -23,9 +24,9 @@ const PAUSE_MOST: Duration = Duration::from_secs(30);
 const PENDING_MOST: usize = 64 * 1024;
 /// The longest line of the input. A longer one ends the program.
 const INPUT_MOST: usize = 1 << 20;
-/// After `/quit`: how long the server may be silent before it closes, and how much longer for each line that was sent, because
-/// the server may delay each of them.
-const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The server closes within this time after `/quit`, whatever else it sends ...
+const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// ... plus this time for each line that was sent, because the server's rate limit may delay each of them.
 const DELAY_PER_LINE: Duration = Duration::from_millis(100);
 
 /// How a session ended.
@@ -48,8 +49,10 @@ pub struct Session {
     interactive: bool,
     /// The input, in lines.
     typed: LineBuf,
-    /// The user has left: until when the server may take the rest and close.
+    /// `/quit` is on its way: the server has to close before this time.
     quitting: Option<Instant>,
+    /// The user has left before the server knew the nick: there is nothing to wait for.
+    has_left: bool,
     sent: u32,
     joined: bool,
     pending: Vec<u8>,
@@ -67,6 +70,7 @@ impl Session {
             interactive,
             typed: LineBuf::new(INPUT_MOST),
             quitting: None,
+            has_left: false,
             sent: 0,
             joined: false,
             pending: Vec::new(),
@@ -122,7 +126,7 @@ impl Session {
         }
         loop {
             if self.quitting.is_some_and(|end| end <= Instant::now()) {
-                return Err("the server does not answer".into());
+                return Err("the server did not close the connection after /quit".into());
             }
             let (socket_ready, input_ready) = self.poll(conn.as_fd(), input.as_fd())?;
             if !self.pending.is_empty() {
@@ -146,8 +150,8 @@ impl Session {
                 self.read_input(input)?;
                 self.say_typed();
             }
-            if self.quitting.is_some() && self.nick.is_empty() {
-                return Ok(End::Left); // there is no session to end
+            if self.has_left {
+                return Ok(End::Left);
             }
         }
     }
@@ -179,7 +183,7 @@ impl Session {
                 if !self.typed.is_empty() {
                     self.typed.push(b"\n");
                 }
-                self.quit();
+                self.typed.push(b"/quit\n");
             }
             Ok(n) => self.typed.push(buffer.get(..n).unwrap_or_default()),
             Err(Errno::EINTR | Errno::EAGAIN) => {}
@@ -188,49 +192,39 @@ impl Session {
         Ok(())
     }
 
-    fn quit(&mut self) {
-        self.quitting = Some(Instant::now() + QUIT_TIMEOUT);
-    }
-
-    /// Sends what has been typed, line by line.
+    /// Sends what has been typed, line by line, up to `/quit`.
     fn say_typed(&mut self) {
-        while let Some(framed) = self.typed.next() {
+        while self.quitting.is_none()
+            && !self.has_left
+            && let Some(framed) = self.typed.next()
+        {
             match framed {
                 Framed::Line(line) => self.say(&line),
-                Framed::NotUtf8 => self.screen.note("not sent: it is not UTF-8"),
+                Framed::NotUtf8 => self.screen.note("not sent: the line is not UTF-8"),
                 Framed::TooLong => {
                     self.screen.note("not sent: a line without an end");
-                    self.quit();
+                    self.say("/quit");
                 }
             }
-        }
-        if self.quitting.is_some() {
-            self.pending.extend_from_slice(b"/quit\n");
-            self.quitting = Some(Instant::now() + QUIT_TIMEOUT + DELAY_PER_LINE * self.sent);
         }
     }
 
     fn say(&mut self, line: &str) {
-        if self.quitting.is_some() && line.is_empty() {
-            return;
-        }
         if line.len() >= LINE_MAX {
             return self.screen.note(&format!("not sent: {} bytes; a line has at most {}", line.len(), LINE_MAX - 1));
         }
-        let is_quit = matches!(line.split(' ').next(), Some("/quit" | "/exit"));
-        if is_quit && !self.joined && (self.interactive || self.nick.is_empty()) {
-            self.nick.clear();
-            return self.quit();
-        }
-        if !self.joined {
+        let is_quit = is_quit(line);
+        if !self.joined && (self.interactive || self.nick.is_empty()) {
+            // In a pipe only the first line is the nick: the following lines do not have to wait for the welcome.
             let nick = line.strip_prefix("/nick ").unwrap_or(line).trim();
+            if is_quit {
+                self.has_left = true;
+                return;
+            }
             if self.interactive && !is_nick(nick) {
                 return self.screen.note("first your nick: a letter, then up to 19 of A-Z a-z 0-9 _ -; or /quit");
             }
-            // In a pipe only the first line is the nick. The following lines do not have to wait for the welcome.
-            if self.interactive || self.nick.is_empty() {
-                self.nick = nick.to_owned();
-            }
+            self.nick = nick.to_owned();
         }
         self.sent += 1;
         self.pending.extend_from_slice(format!("{line}\n").as_bytes());
@@ -246,8 +240,9 @@ impl Session {
             Framed::NotUtf8 => "! a line that is not UTF-8".to_owned(),
             Framed::TooLong => return Err("the server sent a line without an end: it is not a chat".into()),
         };
-        if line == GREETING {
-            return if self.nick.is_empty() { self.screen.show(&line) } else { Ok(()) };
+        // On a terminal this program has asked for the nick.
+        if line == GREETING && self.interactive {
+            return Ok(());
         }
         let mut words = line.split(' ');
         match (words.next(), words.next()) {
@@ -262,25 +257,25 @@ impl Session {
                     self.nick = new.to_owned();
                 }
             }
-            (Some("!"), Some(code @ ("nick-bad" | "login-needed" | "idle" | "too-fast" | "line-too-long"))) => {
-                self.verdict = Some(format!("the server closed the connection: {code}"));
+            (Some("!"), Some("nick-bad" | "login-needed" | "idle" | "too-fast" | "line-too-long")) => {
+                self.verdict = Some(format!("the server closed the connection: {}", line.trim_start_matches("! ")));
+                // On a terminal the reason is the last line of the program.
+                if self.interactive {
+                    return Ok(());
+                }
             }
             (Some("!"), Some("nick-taken")) if !self.joined && self.interactive => {
-                self.screen.show(&line)?;
+                self.screen.show(&line, &self.nick)?;
                 self.screen.note("type another nick, or /quit");
                 return Ok(());
             }
             (Some("!"), Some("nick-taken")) if !self.joined => {
-                self.screen.show(&line)?;
+                self.screen.show(&line, &self.nick)?;
                 return Err(format!("the nick {} is taken", self.nick));
             }
             _ => {}
         }
-        if self.quitting.is_some() && self.pending.is_empty() {
-            // The server is alive, so it gets more time.
-            self.quitting = self.quitting.max(Some(Instant::now() + QUIT_TIMEOUT));
-        }
-        self.screen.show(&line)
+        self.screen.show(&line, &self.nick)
     }
 
     /// The server has closed.
@@ -311,14 +306,12 @@ impl Session {
             }
             while let Some(framed) = self.typed.next() {
                 match framed {
-                    Framed::Line(line) if line == "/quit" || line == "/exit" => return Ok(true),
+                    Framed::Line(line) if is_quit(&line) => return Ok(true),
                     Framed::Line(line) if line.is_empty() => {}
                     Framed::Line(line) => self.screen.note(&format!("not connected, not sent: {line}")),
-                    Framed::NotUtf8 | Framed::TooLong => {}
+                    Framed::NotUtf8 => {}
+                    Framed::TooLong => return Ok(true),
                 }
-            }
-            if self.quitting.is_some() {
-                return Ok(true);
             }
         }
     }

@@ -13,10 +13,10 @@ pub struct Target {
 }
 
 impl Target {
-    /// A connection to the first of its addresses that answers.
+    /// Connects to the first address of the host that accepts: `localhost` may be 127.0.0.1, ::1, or both.
     ///
     /// # Errors
-    /// One line with the reason, and with the next step if there is one.
+    /// The reason, in one short line.
     pub fn connect(&self) -> Result<TcpStream, String> {
         let Target { host, port } = self;
         let addresses = (host.as_str(), *port).to_socket_addrs().map_err(|e| format!("{host}: {e}"))?;
@@ -44,10 +44,8 @@ fn prepare(conn: TcpStream) -> io::Result<TcpStream> {
 
 fn explain(address: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
-        ErrorKind::ConnectionRefused => {
-            format!("nobody listens at {address}; start a server with `cargo run -p v1-threads`")
-        }
-        ErrorKind::TimedOut => format!("{address} does not answer"),
+        ErrorKind::ConnectionRefused => format!("connect {address}: connection refused"),
+        ErrorKind::TimedOut => format!("connect {address}: no answer"),
         _ => format!("connect {address}: {error}"),
     }
 }
