@@ -80,9 +80,9 @@ pub fn accept_failed(errno: i32) -> AcceptError {
         | libc::ENOPROTOOPT
         | libc::EOPNOTSUPP
         | libc::ETIMEDOUT
-        | libc::ENOSPC
         | libc::EAGAIN => AcceptError::Next,
-        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => AcceptError::Backoff,
+        // ENOSPC: epoll_ctl, for a listener or a client, at the limit of watched descriptors of this user.
+        libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC => AcceptError::Backoff,
         _ => AcceptError::Fatal,
     }
 }
@@ -215,6 +215,7 @@ mod tests {
         enfile: ENFILE => Backoff;
         enobufs: ENOBUFS => Backoff;
         enomem: ENOMEM => Backoff;
+        enospc: ENOSPC => Backoff;
         ebadf: EBADF => Fatal;
         einval: EINVAL => Fatal;
         enotsock: ENOTSOCK => Fatal;

@@ -94,7 +94,7 @@ pub fn begin_child() {
 /// The last call of a worker process: logs why it ends, and exits. server01-fork shows the call of _exit.
 pub fn end_child(outcome: Result<(), Failed>, log: &Log) -> ! {
     if let Err(failed) = &outcome {
-        log.repeated("Error:", &format!("{failed:?}; this worker ends"));
+        log.repeated("Error:", &format!("{failed:?}; this process ends"));
     }
     // SAFETY: _exit instead of exit: functions that the parent registered with atexit must not run in the child.
     unsafe { libc::_exit(outcome.is_err().into()) }

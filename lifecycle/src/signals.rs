@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::Context;
 use common::report::Failed;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -74,7 +75,7 @@ impl Signals {
     /// # Errors
     /// The errors of poll(2).
     pub fn wait(&self) -> io::Result<Signal> {
-        poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        while poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) == Err(Errno::EINTR) {}
         self.read()
     }
 }

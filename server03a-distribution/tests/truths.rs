@@ -1,5 +1,5 @@
-//! Verified kernel behaviour (a), (b) and (p): how many workers a connection wakes, in which order, and
-//! counters in shared memory that lose nothing.
+//! Verified kernel behaviour (a), (b) and (p): how many workers a connection wakes, in which order,
+//! and counters in shared memory that lose nothing.
 // Test code: the lints know only #[test] functions as such.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
@@ -149,8 +149,8 @@ fn truth_b_accept_takes_turns() {
     assert_eq!(first, b"ABCD");
 }
 
-/// The entries in the listener's queue keep their order: the first idle worker gets the connection. A
-/// burst with as many clients as workers shows the order.
+/// The entries in the listener's queue keep their order: the first idle worker gets the connection.
+/// A burst with as many clients as workers shows the order.
 #[test]
 fn truth_b_exclusive_prefers_the_first_registered() {
     let lab = Lab::start(4, &["--wait", "exclusive", "--busy", "50"]);
@@ -205,7 +205,8 @@ fn killed_lock_holder_releases_the_lock() {
     let lab = Lab::start(8, &["--wait", "flock"]);
     let accepts = |pid| wchan(pid) == "inet_csk_accept";
     for _ in 0..8 {
-        let holder = eventually("one in accept", || lab.workers().into_iter().find(|pid| accepts(*pid)));
+        let in_accept = || lab.workers().into_iter().find(|pid| accepts(*pid));
+        let holder = eventually("one in accept", in_accept);
         kill(Pid::from_raw(holder), Signal::SIGKILL).unwrap();
         // A dying process can still accept a connection.
         eventually("the holder has ended", || (!procs::is_there(holder)).then_some(()));
