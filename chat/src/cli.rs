@@ -115,7 +115,7 @@ impl Limits {
 pub enum Slow {
     /// Its queue grows without bound
     Grow,
-    /// It misses lines, and is told how many
+    /// It misses lines, and gets their number
     Drop,
     /// It gets `! slow-reader` and is disconnected
     #[default]

@@ -6,8 +6,10 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::outbox::Fit;
-use crate::room::ClientId;
 use crate::session::Session;
+
+/// A client's number. A server never uses a number twice. A descriptor number is used again, and would name another client.
+pub type ClientId = u64;
 
 /// A client. It is a member if it has a nick.
 #[derive(Debug)]

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use crate::client::ClientId;
 use crate::event::NICK_BAD;
-use crate::room::{ClientId, Room};
+use crate::room::Room;
 
 /// The longest nick.
 pub const NICK_MAX: usize = 20;

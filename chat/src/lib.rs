@@ -43,8 +43,9 @@ pub mod server;
 pub mod session;
 
 pub use cli::{Limits, Slow};
+pub use client::ClientId;
 pub use commands::is_nick;
 pub use event::Event;
-pub use room::{ClientId, Room, Step};
+pub use room::{Room, Step};
 pub use server::Options;
 pub use session::Session;

@@ -11,14 +11,11 @@ use common::report::{Failed, Log as Report};
 use common::sock::is_transient;
 
 use crate::cli::{Limits, Slow};
-use crate::client::{Client, Updates, touch};
+use crate::client::{Client, ClientId, Updates, touch};
 use crate::event::{Event, GREETING};
 use crate::history::History;
 use crate::log::Log;
 use crate::session::Session;
-
-/// A client's number. A server never uses a number twice. A descriptor number is used again, and would name another client.
-pub type ClientId = u64;
 
 /// Slots for clients that are being disconnected or rejected, in addition to `--max-conns`.
 const CLOSING_SLOTS: usize = 24;

@@ -436,6 +436,8 @@ fn quit_is_sent_once_and_no_prompt_follows_it() {
     let mut terminal = Terminal::new(&mut script.client(&["--nick", "bob"]));
     let mut server = script.welcome("bob");
     terminal.see("* welcome bob");
+    // Before the prompt the kernel, not the editor, prints what is typed.
+    terminal.see("you>");
     terminal.type_keys("/quit\r");
     assert_eq!(server.read(), "/quit\n");
     server.write("* bye\n");
@@ -486,9 +488,9 @@ fn own_and_private_lines_are_marked_on_a_terminal_with_color_unless_no_color_is_
         server.write("* your nick? (letters, digits, _ and -; at most 20)\n* welcome bob; 2 here\n");
         let mut shown = terminal.see("* welcome bob; 2 here");
         assert!(!shown.contains("your nick"), "the user is asked for the nick again: {shown:?}");
+        shown += &terminal.see(&format!("{own}you>{end} "));
         terminal.type_keys("hi\r");
         assert_eq!([server.read(), server.read()], ["bob\n", "hi\n"]);
-        assert!(shown.contains(&format!("{own}you>{end} ")), "{shown:?}");
         server.write("<bob> echo\n-alice- psst\n>al-ice< \x1b[2J- no\n<alice> -x- y\n");
         shown += &terminal.see(&format!("{own}<bob> echo{end}\r\n"));
         shown += &terminal.see(&format!("{private}[private from alice] psst{end}\r\n"));

@@ -28,9 +28,11 @@ use socket2::Socket;
 
 fn main() -> Result<(), Failed> {
     let options = Options::parse("v1-threads", "Chat: a reader and a writer thread per client");
+    // Before the first thread: every thread inherits the signal mask.
     let signals = Signals::new()?;
     let room = Mutex::new(options.room(Slow::Kick)?);
     let listener: &'static Socket = Box::leak(Box::new(options.listen()?));
+    // It lives as long as the process, and so may each thread.
     let server: &'static _ = Box::leak(Box::new(Server { options, room, left: Condvar::new() }));
     spawn(move || server.watch_signals(&signals, listener)).context("clone")?;
     report::ready(listener);
@@ -44,10 +46,13 @@ impl Server {
             let accepted = listener.accept();
             let mut room = self.room.lock();
             // While the room is full, the other connections stay in the backlog.
-            self.left.wait_while(&mut room, |room| !room.is_accepting() && !room.is_stopping());
+            while !room.is_accepting() && !room.is_stopping() {
+                self.left.wait(&mut room);
+            }
             let (conn, peer) = match accepted {
                 _ if room.is_stopping() => break,
                 Ok(accepted) => accepted,
+                // Out of descriptors or memory: accept would fail again at once, so pause.
                 Err(e) => {
                     drop(room);
                     backoff.sleep("accept", &e, &self.options.log)?;
@@ -57,6 +62,7 @@ impl Server {
             let changed = room.connect(id, ip(&peer), Instant::now());
             drop(room);
             let client = Arc::new(Client { id, conn, changed });
+            // Two threads, so that a client that does not read can still be read from.
             let (reader, writer) = (Arc::clone(&client), Arc::clone(&client));
             let reader = spawn(move || self.read(&reader));
             if let Err(e) = reader.and_then(|()| spawn(move || self.write(&writer))) {
@@ -64,6 +70,7 @@ impl Server {
                 self.remove(&client);
             }
         }
+        // The shutdown timeout. The end of main ends the process with all its threads.
         let end = Instant::now() + self.options.limits.grace();
         let mut room = self.room.lock();
         while !room.is_done() && !self.left.wait_until(&mut room, end).timed_out() {}
@@ -73,15 +80,14 @@ impl Server {
 
     /// A client's first thread. It blocks in recv, and never in a lock that a slow client holds.
     fn read(&self, client: &Client) {
-        let mut buffer = [0; 4096];
-        loop {
+        let (mut buffer, mut is_open) = ([0; 4096], true);
+        while is_open {
+            // 0 bytes mean the end of file. A client that closes its sending half leaves the room.
             let received = (&client.conn).read(&mut buffer);
+            is_open = received.as_ref().map_or_else(is_transient, |n| *n > 0);
             let mut room = self.room.lock();
             room.received(client.id, &received, &buffer, Instant::now());
             wake(&mut room);
-            if !received.map_or_else(|e| is_transient(&e), |n| n > 0) {
-                return;
-            }
             // The rate limit: the thread does not read, and TCP flow control slows the client down.
             while room.session(client.id).is_some_and(Session::is_paused) {
                 client.changed.wait(&mut room);
@@ -155,9 +161,9 @@ struct Client {
     changed: Arc<Condvar>,
 }
 
-/// `thread::spawn` panics if the kernel cannot create a thread. `Builder::spawn` returns an error. A
-/// stack has 1 MiB of address space; memory is used only for the pages that the thread touches. glibc
-/// keeps up to 40 MiB of stacks of ended threads for new threads.
+/// `thread::spawn` panics if the kernel cannot create a thread. `Builder::spawn` returns an error.
+/// A stack has 1 MiB of address space; memory is used only for the pages that the thread touches.
+/// glibc keeps up to 40 MiB of stacks of ended threads for new threads.
 fn spawn(thread: impl FnOnce() + Send + 'static) -> io::Result<()> {
     Builder::new().stack_size(1 << 20).spawn(thread).map(drop)
 }

@@ -1,4 +1,4 @@
-//! What this version teaches: two threads for each client, and no system call under the lock of the room.
+//! What this version teaches: two threads for each client, and no send while the room is locked.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -10,8 +10,8 @@ use testkit::{Peer, Server, TIMEOUT, eventually, procs};
 
 const BIN: &str = env!("CARGO_BIN_EXE_v1-threads");
 const NAIVE: &str = env!("CARGO_BIN_EXE_naive-lock");
-/// No rate limit and no log.
-const FREE: [&str; 5] = ["--rate", "1000000", "--burst", "1000000", "--no-log"];
+/// No rate limit.
+const FREE: [&str; 4] = ["--rate", "1000000", "--burst", "1000000"];
 
 struct Talker(BufReader<TcpStream>);
 
@@ -26,16 +26,16 @@ impl Talker {
         self.0.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
-    /// Reads until a line ends in this.
+    /// Reads until a line ends like this.
     fn hear(&mut self, end: &str) {
         let mut line = String::new();
         while !line.trim_end().ends_with(end) {
             line.clear();
-            assert!(self.0.read_line(&mut line).unwrap() > 0, "the end of file, and no {end:?}");
+            assert!(self.0.read_line(&mut line).unwrap() > 0, "end of file before {end:?}");
         }
     }
 
-    /// Whether nothing comes for a second.
+    /// True if no line comes within a second.
     fn hears_nothing(&mut self) -> bool {
         self.0.get_mut().set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let mut line = String::new();
@@ -45,7 +45,8 @@ impl Talker {
     }
 }
 
-/// Two who talk, after a third has stopped reading and a fourth has said more than any buffer holds.
+/// Two members who talk. Before, a third one stopped reading, and a fourth one sent more than any
+/// buffer holds.
 fn with_a_dead_reader(server: &Server, nicks: bool) -> (Talker, Talker) {
     let greet = |nick: &str| if nicks { format!("{nick}\n") } else { String::new() };
     let (mut alice, mut bob) = (Talker::new(server.addr), Talker::new(server.addr));
@@ -59,7 +60,7 @@ fn with_a_dead_reader(server: &Server, nicks: bool) -> (Talker, Talker) {
     }
     dead.send(greet("dead"));
     speaker.0.get_mut().write_all(greet("speaker").as_bytes()).unwrap();
-    // Everybody is in the room when everybody hears the first line.
+    // All are in the room when all have read the first line.
     eventually("all are in", || {
         speaker.say("are you there");
         (dead.unread() > 0).then_some(())
@@ -69,11 +70,11 @@ fn with_a_dead_reader(server: &Server, nicks: bool) -> (Talker, Talker) {
     bob.say("hello");
     alice.hear("hello");
 
-    // alice and bob read all the time, in threads: nobody but the dead one may be the reason for anything.
+    // alice and bob read all the time, in threads: only the dead reader is slow.
     let line = format!("{}\n", "x".repeat(900));
     let flood = thread::spawn(move || {
         speaker.0.get_mut().set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-        // 16 MiB, or until the server does not read any more.
+        // 16 MiB, or until the server stops reading.
         let _ = (0..18_000).try_for_each(|_| speaker.0.get_mut().write_all(line.as_bytes()));
         speaker
     });
@@ -89,13 +90,13 @@ fn with_a_dead_reader(server: &Server, nicks: bool) -> (Talker, Talker) {
         })
     };
     let (alice, bob) = (drain(alice), drain(bob));
-    // They live on to the end of the test, as clients do.
+    // The connections stay open to the end of the test.
     std::mem::forget((flood.join().unwrap(), dead));
     (alice.join().unwrap(), bob.join().unwrap())
 }
 
 #[test]
-fn a_write_under_the_lock_stops_the_room() {
+fn write_while_the_room_is_locked_stops_the_room() {
     let server = Server::start(NAIVE, &[]);
     let (mut alice, mut bob) = with_a_dead_reader(&server, false);
     alice.say("is anybody there");
@@ -104,8 +105,8 @@ fn a_write_under_the_lock_stops_the_room() {
 }
 
 #[test]
-fn a_write_outside_the_lock_does_not() {
-    // Room for all of the flood: whoever is a little slow on this machine is not to be kicked.
+fn write_while_the_room_is_unlocked_does_not() {
+    // The queues hold the whole flood, so that no member is kicked because this machine is busy.
     let server = Server::start(BIN, &[&FREE[..], &["--outbox", "67108864"]].concat());
     let (mut alice, mut bob) = with_a_dead_reader(&server, true);
     alice.say("is anybody there");
@@ -117,7 +118,7 @@ fn two_threads_for_each_client() {
     let server = Server::start(BIN, &FREE);
     let threads = || procs::thread_states(server.pid()).len();
     let alone = threads();
-    assert_eq!(alone, 2, "the acceptor, and who writes the log");
+    assert_eq!(alone, 2, "the main thread accepts, and one thread waits for signals");
     let talkers: Vec<Talker> = (0..20).map(|_| Talker::new(server.addr)).collect();
     eventually("two threads for each", || (threads() == alone + 40).then_some(()));
     drop(talkers);

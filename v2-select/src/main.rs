@@ -4,7 +4,7 @@
 //! Try: cargo run -p chat -- --nick alice
 //! Prev: v1-threads
 //! Next: v3-broadcast
-//! Diff base: v1-threads
+//! Diff base: none
 //! Overload: refuse (beyond --max-conns a client gets `! server-full`)
 //! Slow reader: drop (lines that do not fit into --outbox are counted: `* you missed 12 lines`)
 
@@ -41,6 +41,7 @@ fn main() -> Result<(), Failed> {
     report::ready(&server.listener);
 
     while !server.room.is_done() {
+        // The first timeout of a client, or the end of a pause of accept.
         let deadline = server.room.deadline().into_iter().chain(server.backoff.until()).min();
         // Rounded up: a loop that wakes just before its deadline has nothing to do.
         let left = deadline.map(|at| at.saturating_duration_since(Instant::now()).as_micros() + 1);
@@ -56,20 +57,21 @@ fn main() -> Result<(), Failed> {
         // select reports how many descriptors are ready, but not which: test every bit.
         let stop = readable.contains(signals.as_fd());
         let incoming = readable.contains(server.listener.as_fd());
-        let may_read = |(id, c): (&ClientId, &Socket)| readable.contains(c.as_fd()).then_some(*id);
-        let may_write = |(id, c): (&ClientId, &Socket)| writable.contains(c.as_fd()).then_some(*id);
-        let to_read: Vec<ClientId> = server.clients.iter().filter_map(may_read).collect();
-        let to_write: Vec<ClientId> = server.clients.iter().filter_map(may_write).collect();
+        let (to_read, to_write) = (server.ready(&readable), server.ready(&writable));
         // One time for the whole iteration: all its deadlines are compared with the same `now`.
         let now = Instant::now();
         if stop {
-            server.stop(&signals, now);
+            // First signal: the final message, and no new clients. Second signal: the end.
+            let _ = signals.read();
+            let _ = server.listener.shutdown(Shutdown::Read);
+            server.room.shut_down(now);
         }
         to_read.into_iter().for_each(|id| server.read(id, now));
         to_write.into_iter().for_each(|id| server.write(id, now));
         if incoming {
             server.accept(now)?;
         }
+        // What is due: the end of the pause, and the timeouts of all clients.
         server.backoff.expire(now);
         server.room.tick(now);
         // One send for each client with new lines, however many lines it has.
@@ -114,13 +116,14 @@ impl Server {
         (readable, writable)
     }
 
-    /// First signal: the final message for all clients, and no new clients. Second signal: the end.
-    fn stop(&mut self, signals: &Signals, now: Instant) {
-        let _ = signals.read();
-        let _ = self.listener.shutdown(Shutdown::Read);
-        self.room.shut_down(now);
+    /// The clients whose bit select has left in the set.
+    fn ready(&self, set: &FdSet) -> Vec<ClientId> {
+        let is_ready = |(_, conn): &(&ClientId, &Socket)| set.contains(conn.as_fd());
+        self.clients.iter().filter(is_ready).map(|(id, _)| *id).collect()
     }
 
+    /// Accepts one connection. The next one is accepted in the next iteration: the listener stays
+    /// readable while its backlog holds connections.
     fn accept(&mut self, now: Instant) -> Result<(), Failed> {
         let (conn, peer) = match self.listener.accept() {
             Ok(accepted) => accepted,

@@ -1,9 +1,10 @@
-//! What this version teaches: a set ends at 1024, 0 bytes are the end of file, and what is dropped is counted.
+//! What this version teaches: a set has 1024 bits, and a read of 0 bytes is the end of file.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
+use testkit::chat::GREETING;
 use testkit::{End, Peer, Server, eventually, procs};
 
 const BIN: &str = env!("CARGO_BIN_EXE_v2-select");
@@ -11,9 +12,15 @@ const NAIVE: &str = env!("CARGO_BIN_EXE_naive-spin");
 const FD_SETSIZE: i32 = 1024;
 const FULL: &str = "! server-full try again later\n";
 
-/// Descriptors enough for this process, and for the servers, which inherit the limit.
+/// Raises the limit of descriptors of this process, and of the servers, which inherit it.
 fn raise_limit() {
     procs::limit_descriptors(std::process::id() as i32, 4096);
+}
+
+/// Reads the greeting and the welcome.
+fn welcome(peer: &mut Peer, nick: &str, here: u32) {
+    let wanted = format!("{GREETING}\n* welcome {nick}; {here} here");
+    assert_eq!(String::from_utf8_lossy(&peer.read_exactly(wanted.len())), wanted);
 }
 
 fn assert_full(peer: &mut Peer) {
@@ -24,10 +31,10 @@ fn assert_full(peer: &mut Peer) {
 #[test]
 fn eleven_hundred_clients_at_once() {
     raise_limit();
-    let mut server = Server::start(BIN, &["--no-log"]);
+    let mut server = Server::start(BIN, &[]);
     let mut peers: Vec<Peer> = (0..1100).map(|_| server.connect()).collect();
     let mut late = peers.split_off(960);
-    // Their nick is in their way: a close with unread bytes would be a reset, and the line lost.
+    // The server must read the nick first: a close with unread bytes sends a RST.
     late.iter_mut().for_each(|peer| drop(peer.try_send("late\n")));
     for mut peer in late {
         assert_full(&mut peer);
@@ -35,20 +42,20 @@ fn eleven_hundred_clients_at_once() {
     let highest = *procs::descriptors(server.pid()).last_key_value().unwrap().0;
     assert!(highest < FD_SETSIZE, "descriptor {highest}");
     peers[0].send("first\n");
-    peers[0].read_exactly("* welcome first; 1 here".len());
+    welcome(&mut peers[0], "first", 1);
     peers[959].send("last\n");
-    peers[959].read_exactly("* welcome last; 2 here".len());
+    welcome(&mut peers[959], "last", 2);
     drop(peers);
     server.stop().unwrap();
 }
 
-/// The server as somebody starts it who left descriptors 3 to `end` - 1 open.
+/// The server, started by a process that left descriptors 3 to `end` - 1 open.
 fn command_with_open(end: i32) -> Command {
     let mut command = Command::new(BIN);
-    command.args(["-p", "0", "--no-log"]);
+    command.args(["-p", "0"]);
     let leave_open = move || {
         for fd in 3..end {
-            // SAFETY: dup2 is async-signal-safe. Its copies are not close-on-exec; what it replaces would have been.
+            // SAFETY: dup2 is async-signal-safe. Its copies are not close-on-exec.
             if unsafe { libc::dup2(0, fd) } < 0 {
                 return Err(std::io::Error::last_os_error());
             }
@@ -61,21 +68,21 @@ fn command_with_open(end: i32) -> Command {
 }
 
 #[test]
-fn numbers_that_no_set_can_hold() {
+fn descriptor_that_no_set_can_hold_is_never_handed_out() {
     raise_limit();
     let mut server = Server::start_with(&mut command_with_open(1003));
     let used = procs::descriptors(server.pid());
-    let places = (0..FD_SETSIZE).filter(|fd| !used.contains_key(fd)).count();
-    assert!((10..24).contains(&places), "{places} places are left in a set");
+    let free = (0..FD_SETSIZE).filter(|fd| !used.contains_key(fd)).count();
+    assert!((10..24).contains(&free), "{free} numbers are free");
     let mut peers: Vec<Peer> = (0..60).map(|_| server.connect()).collect();
-    // The others wait in the kernel's backlog, until one leaves.
+    // The others stay in the backlog until a client leaves.
     server.wait_log("Too many open files");
     peers[59].send("last\n");
     peers[0].send("first\n");
-    peers[0].read_exactly("* welcome first; 1 here".len());
+    welcome(&mut peers[0], "first", 1);
     let mut last = peers.pop().unwrap();
     drop(peers.split_off(1));
-    last.read_exactly("* welcome last; ".len());
+    welcome(&mut last, "last", 2);
     server.stop().unwrap();
     assert!(!server.log().contains("panicked"), "{}", server.log());
 
@@ -86,16 +93,16 @@ fn numbers_that_no_set_can_hold() {
 }
 
 #[test]
-fn who_ignores_the_end_of_file_spins() {
-    let (naive, right) = (Server::start(NAIVE, &[]), Server::start(BIN, &["--no-log"]));
+fn loop_that_ignores_the_end_of_file_spins() {
+    let (naive, right) = (Server::start(NAIVE, &[]), Server::start(BIN, &[]));
     for server in [&naive, &right] {
         let mut peer = server.connect();
         peer.send("bob\n");
         drop(peer);
     }
     let before = procs::cpu_ns(right.pid());
-    // Half a second of CPU, while nobody is there.
-    eventually("the naive one is busy with nobody", || {
+    // Half a second of CPU without any client.
+    eventually("the naive server spins", || {
         (procs::cpu_ns(naive.pid()) > 500_000_000).then_some(())
     });
     let spent = procs::cpu_ns(right.pid()) - before;

@@ -1,4 +1,4 @@
-//! epoll: the interest list lives in the kernel, and only who is ready comes back.
+//! epoll: the interest list is in the kernel, and only ready descriptors are returned.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,7 +9,7 @@ use nix::sys::epoll::{Epoll as List, EpollCreateFlags, EpollEvent, EpollFlags, E
 
 use crate::poller::{Interest, Multiplexer, Ready, milliseconds};
 
-/// Most clients reported at once; the others are next.
+/// Ready descriptors that one call returns at most. The next call returns the others.
 const EVENTS: usize = 256;
 
 pub struct Epoll {
@@ -38,7 +38,7 @@ impl Multiplexer for Epoll {
         let mut event = EpollEvent::new(flags, token);
         match (from, to) {
             (Interest::NONE, _) => self.list.add(fd, event)?,
-            // EPOLLHUP and EPOLLERR are reported whatever is asked for: who is not to be watched has to leave the list.
+            // EPOLLHUP and EPOLLERR are always reported, so an unwatched descriptor is deleted.
             (_, Interest::NONE) => self.list.delete(fd)?,
             _ => self.list.modify(fd, &mut event)?,
         }

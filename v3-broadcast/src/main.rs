@@ -58,6 +58,7 @@ fn main() -> Result<(), Failed> {
     report::ready(&server.listener);
 
     while !server.room.is_done() {
+        // The first timeout of a client, or the end of a pause of accept.
         let deadline = server.room.deadline().into_iter().chain(server.backoff.until()).min();
         let waited = server.poller.wait(deadline, &mut ready);
         // Goes on after EINTR and ENOMEM, with nothing ready.
@@ -65,6 +66,7 @@ fn main() -> Result<(), Failed> {
         // One time for the whole iteration: all its deadlines are compared with the same `now`.
         let now = Instant::now();
         for Ready { token, read } in ready.drain(..) {
+            // The kernel reports the token that was given together with the descriptor.
             match token {
                 LISTENER => server.accept(now)?,
                 SIGNALS => server.stop(&signals, now),
@@ -78,6 +80,7 @@ fn main() -> Result<(), Failed> {
                 }
             }
         }
+        // What is due: the end of the pause, and the timeouts of all clients.
         server.backoff.expire(now);
         server.room.tick(now);
         // One send for each client with new lines, however many lines it has.
@@ -111,7 +114,8 @@ impl Server {
         let is_accepting = self.room.is_accepting() && self.backoff.until().is_none();
         let interest = Interest { read: is_accepting, write: false };
         if let Err(e) = self.poller.set(self.listener.as_fd(), LISTENER, interest) {
-            let _ = self.backoff.pause("watch the listener", &e, &self.options.log); // tried again after the pause
+            // Tried again after the pause.
+            let _ = self.backoff.pause("watch the listener", &e, &self.options.log);
         }
     }
 
@@ -122,6 +126,8 @@ impl Server {
         self.room.shut_down(now);
     }
 
+    /// Accepts one connection. The next one is accepted in the next iteration: the listener stays
+    /// readable while its backlog holds connections.
     fn accept(&mut self, now: Instant) -> Result<(), Failed> {
         let (conn, peer) = match self.listener.accept() {
             Ok(accepted) => accepted,
@@ -150,8 +156,10 @@ impl Server {
 
     /// Sends what waits, without asking first: the kernel's buffer nearly always has space. Then
     /// updates the interest. An idle socket is always writable, so the server waits for *writable*
-    /// only while bytes wait to be sent. The poller passes changes on to the kernel, and nothing else:
-    /// a delivery that the kernel takes at once needs no call besides send.
+    /// only while bytes wait to be sent. The poller passes only changes on to the kernel, so a
+    /// delivery that the kernel takes at once needs no call besides send. A client that exceeds its
+    /// rate is not read from, and TCP flow control slows it down. An error here ends the session of
+    /// the receiver, and not the session of the client that sent the line.
     fn write(&mut self, id: ClientId, now: Instant) {
         let Some(conn) = self.clients.get(&id) else { return };
         let Some(session) = self.room.session_mut(id) else { return };

@@ -1,4 +1,4 @@
-//! poll: an array of any length, copied in at every call, and walked by the kernel from end to end.
+//! poll: an array of any length, which the kernel copies and scans at each call.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,7 +10,7 @@ use crate::poller::{Interest, Multiplexer, Ready, milliseconds};
 
 #[derive(Default)]
 pub struct Poll {
-    /// The array that poll(2) takes, and beside it whose each entry is.
+    /// The array for poll(2), and the token of each entry.
     fds: Vec<libc::pollfd>,
     tokens: Vec<u64>,
 }
@@ -23,7 +23,7 @@ impl Multiplexer for Poll {
         _: Interest,
         interest: Interest,
     ) -> io::Result<()> {
-        let (fd, place) =
+        let (fd, index) =
             (fd.as_raw_fd(), self.fds.iter().position(|entry| entry.fd == fd.as_raw_fd()));
         let mut events = 0;
         if interest.read {
@@ -32,9 +32,9 @@ impl Multiplexer for Poll {
         if interest.write {
             events |= libc::POLLOUT;
         }
-        if let Some(place) = place {
-            self.fds.swap_remove(place);
-            self.tokens.swap_remove(place);
+        if let Some(index) = index {
+            self.fds.swap_remove(index);
+            self.tokens.swap_remove(index);
         }
         if interest != Interest::NONE {
             self.fds.push(libc::pollfd { fd, events, revents: 0 });
@@ -45,7 +45,7 @@ impl Multiplexer for Poll {
 
     fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()> {
         let length = self.fds.len() as libc::nfds_t;
-        // SAFETY: the array has that many entries, and lives as long as the call.
+        // SAFETY: the array has `length` entries, and outlives the call.
         let count = unsafe { libc::poll(self.fds.as_mut_ptr(), length, milliseconds(timeout)) };
         match Errno::result(count) {
             Ok(_) => {}
@@ -55,7 +55,7 @@ impl Multiplexer for Poll {
         for (entry, token) in
             self.fds.iter().zip(&self.tokens).filter(|(entry, _)| entry.revents != 0)
         {
-            // POLLHUP and POLLERR come unasked, and are found out by a read.
+            // POLLHUP and POLLERR are always reported. A read returns the error.
             ready.push(Ready { token: *token, read: entry.revents & !libc::POLLOUT != 0 });
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Who is ready? Three of the kernel's answers behind one question.
+//! One interface for the kernel's three calls that report which descriptors are ready.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,10 +13,10 @@ use crate::epoll::Epoll;
 use crate::poll::Poll;
 use crate::select::Select;
 
-/// What a set of select holds, less this program's own descriptors, and some to spare.
+/// Clients that a set of select can hold, besides this program's other descriptors.
 const SELECT_MOST: u32 = FD_SETSIZE as u32 - 64;
 
-/// The three of them, for the command line.
+/// The three calls, for the command line.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum Kind {
     Select,
@@ -24,7 +24,7 @@ pub enum Kind {
     Epoll,
 }
 
-/// What a descriptor is watched for.
+/// The events that the server waits for on a descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
     pub read: bool,
@@ -32,22 +32,22 @@ pub struct Interest {
 }
 
 impl Interest {
-    /// Not watched at all: not even for a reset, which could not be acted on and would be reported for ever.
+    /// The descriptor is not watched. Otherwise a reset would be reported again and again.
     pub const NONE: Interest = Interest { read: false, write: false };
     pub const READ: Interest = Interest { read: true, write: false };
 }
 
-/// A descriptor that is ready, by its token.
+/// A descriptor that is ready, named by its token.
 #[derive(Clone, Copy, Debug)]
 pub struct Ready {
     pub token: u64,
-    /// It can be read without waiting: bytes, the end of file, or an error.
+    /// A read does not block: it returns bytes, the end of file, or an error.
     pub read: bool,
 }
 
 /// One of select, poll and epoll, level-triggered.
 pub trait Multiplexer {
-    /// Watches `fd` for something else from now on.
+    /// Changes the events that the server waits for on `fd`.
     fn change(
         &mut self,
         fd: BorrowedFd,
@@ -55,18 +55,18 @@ pub trait Multiplexer {
         from: Interest,
         to: Interest,
     ) -> io::Result<()>;
-    /// Sleeps until something is ready, or the time is over; a signal ends it with nothing ready.
+    /// Sleeps until a descriptor is ready, or until the timeout is over.
     fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> io::Result<()>;
 }
 
-/// One of the three, and what it has been told: it is told only what changes.
+/// One of the three, and the interest in each descriptor: only changes are passed on.
 pub struct Poller {
     multiplexer: Box<dyn Multiplexer>,
-    told: HashMap<u64, Interest>,
+    interests: HashMap<u64, Interest>,
 }
 
 impl Poller {
-    /// With select no more clients are let in than a set has bits for.
+    /// With select there are at most as many clients as a set has bits.
     pub fn new(kind: Kind, limits: &mut Limits) -> io::Result<Poller> {
         let multiplexer: Box<dyn Multiplexer> = match kind {
             Kind::Select => {
@@ -76,30 +76,31 @@ impl Poller {
             Kind::Poll => Box::new(Poll::default()),
             Kind::Epoll => Box::new(Epoll::new()?),
         };
-        Ok(Poller { multiplexer, told: HashMap::new() })
+        Ok(Poller { multiplexer, interests: HashMap::new() })
     }
 
-    /// Watches `fd` for this from now on. A descriptor is set to [`Interest::NONE`] before it is closed.
+    /// Sets the interest in `fd`. Set it to [`Interest::NONE`] before you close `fd`.
     pub fn set(&mut self, fd: BorrowedFd, token: u64, interest: Interest) -> io::Result<()> {
-        let before = self.told.get(&token).copied().unwrap_or(Interest::NONE);
+        let before = self.interests.get(&token).copied().unwrap_or(Interest::NONE);
         if before != interest {
             self.multiplexer.change(fd, token, before, interest)?;
-            self.told.insert(token, interest);
+            self.interests.insert(token, interest);
         }
         if interest == Interest::NONE {
-            self.told.remove(&token);
+            self.interests.remove(&token);
         }
         Ok(())
     }
 
-    /// Sleeps until something is ready, or the deadline has come.
+    /// Sleeps until a descriptor is ready, or until the deadline.
     pub fn wait(&mut self, deadline: Option<Instant>, ready: &mut Vec<Ready>) -> io::Result<()> {
         let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
         self.multiplexer.wait(timeout, ready)
     }
 }
 
-/// Milliseconds for poll and epoll_wait, rounded up: waking a moment before a deadline would be a round for nothing.
+/// Milliseconds for poll and epoll_wait, rounded up: a loop that wakes just before its deadline has
+/// nothing to do.
 pub fn milliseconds(timeout: Option<Duration>) -> i32 {
     timeout.map_or(-1, |left| i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX))
 }

@@ -1,4 +1,4 @@
-//! select: the sets are copied in and out at every call, and end at 1024.
+//! select: the sets are copied in and out at each call, and have 1024 bits.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,8 +18,8 @@ pub struct Select {
 }
 
 impl Select {
-    /// No descriptor of this process gets a number that a set has no bit for: accept says EMFILE first. (In C, FD_SET of
-    /// a larger number writes behind the set.)
+    /// A set has one bit for each descriptor number below FD_SETSIZE, and FD_SET of a larger number
+    /// writes past its end. With this RLIMIT_NOFILE the kernel hands out no larger number.
     pub fn new() -> io::Result<Select> {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         setrlimit(Resource::RLIMIT_NOFILE, hard.min(FD_SETSIZE as u64), hard)?;
@@ -58,11 +58,11 @@ impl Multiplexer for Select {
         }
         match select(None, &mut readable, &mut writable, None, timeout.as_mut()) {
             Ok(_) => {}
-            // The sets say nothing now.
+            // After an error the sets are unspecified.
             Err(Errno::EINTR) => return Ok(()),
             Err(e) => return Err(e.into()),
         }
-        // Not who is ready is returned, but a set of bits: each descriptor's has to be looked at.
+        // select reports how many descriptors are ready, but not which: test every bit.
         for (fd, (token, _)) in &self.watched {
             let (fd, read) = (borrow(*fd), readable.contains(borrow(*fd)));
             if read || writable.contains(fd) {
@@ -74,6 +74,6 @@ impl Multiplexer for Select {
 }
 
 fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: a descriptor is not watched any more when it is closed (`Poller::set`).
+    // SAFETY: a descriptor is removed here before it is closed (`Poller::set`).
     unsafe { BorrowedFd::borrow_raw(fd) }
 }

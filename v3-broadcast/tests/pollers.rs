@@ -1,4 +1,4 @@
-//! What the pollers differ in: who pays for clients that say nothing.
+//! How the pollers differ: the cost of clients that send nothing.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,9 +14,9 @@ use testkit::{Server, chat::Member, procs};
 const LINES: u32 = 2000;
 const IDLE: usize = 600;
 
-/// Nanoseconds of CPU for one line from alice to bob, in a room with that many silent connections.
-fn price(poller: &str, idle: usize) -> u64 {
-    let args = ["--no-log", "--rate", "1000000", "--burst", "1000000", "--poller", poller];
+/// Nanoseconds of CPU for one line from alice to bob, while this number of connections is silent.
+fn cost(poller: &str, idle: usize) -> u64 {
+    let args = ["--rate", "1000000", "--burst", "1000000", "--poller", poller];
     let server = Server::start(env!("CARGO_BIN_EXE_v3-broadcast"), &args);
     let _idle: Vec<TcpStream> =
         (0..idle).map(|_| TcpStream::connect(server.addr).unwrap()).collect();
@@ -32,12 +32,12 @@ fn price(poller: &str, idle: usize) -> u64 {
 
 /// `cargo test -p v3-broadcast --test pollers -- --nocapture` prints the table.
 #[test]
-fn only_epoll_does_not_pay_for_the_silent() {
+fn cost_of_a_line_grows_with_silent_clients_except_with_epoll() {
     procs::limit_descriptors(std::process::id() as i32, 4096);
-    let prices = ["select", "poll", "epoll"].map(|poller| {
-        let [alone, crowd] = [price(poller, 0), price(poller, IDLE)].map(|ns| ns / 1000);
+    let costs = ["select", "poll", "epoll"].map(|poller| {
+        let [alone, crowd] = [cost(poller, 0), cost(poller, IDLE)].map(|ns| ns / 1000);
         println!("{poller:6}: {alone} us of CPU for a line, {crowd} us with {IDLE} silent clients");
         crowd
     });
-    assert!(prices[0] > 2 * prices[2] && prices[1] > 2 * prices[2], "{prices:?}");
+    assert!(costs[0] > 2 * costs[2] && costs[1] > 2 * costs[2], "{costs:?}");
 }

@@ -1,6 +1,6 @@
-//! What else may happen to a reader that is slower than the room: `--slow`.
+//! The other policies for a reader that is slower than the room: `--slow`.
 
-/// The suite's row, which knows what each policy promises.
+/// The suite's row, which checks what each policy promises.
 fn slow(policy: &str) {
     let bin = env!("CARGO_BIN_EXE_v3-broadcast");
     testkit::chat::row(bin, env!("CARGO_MANIFEST_DIR"), &["--slow", policy], "slow_reader");
@@ -12,6 +12,6 @@ fn grow_keeps_every_line() {
 }
 
 #[test]
-fn drop_misses_lines_and_says_so() {
+fn drop_counts_the_missed_lines() {
     slow("drop");
 }

@@ -25,7 +25,6 @@ use std::time::Instant;
 use anyhow::Context;
 use chat::server::ip;
 use chat::{ClientId, Options, Room, Session, Slow, Step};
-use clap::Parser;
 use common::descriptors::limit_descriptors;
 use common::report::{self, Failed};
 use common::sock::Backoff;
@@ -34,19 +33,8 @@ use mio::Interest;
 use rt::{AsyncFd, Executor, Notify, yield_now};
 use socket2::Socket;
 
-/// Chat with async/await, and our own executor
-#[derive(Parser)]
-#[command(version)]
-struct Args {
-    #[command(flatten)]
-    options: Options,
-    #[command(flatten)]
-    trace: trace::TraceArgs,
-}
-
 fn main() -> Result<(), Failed> {
-    let Args { options, trace } = Args::parse();
-    trace::start(&trace)?;
+    let options = trace::start()?; // with --trace and --slow-motion
     let signals = Signals::new()?;
     limit_descriptors(u64::MAX)?; // the soft limit is low because of select
     let room = RefCell::new(options.room(Slow::Kick)?);
@@ -55,6 +43,7 @@ fn main() -> Result<(), Failed> {
     let listener: &'static _ = Box::leak(Box::new(listener));
     let signals = AsyncFd::new(rt, signals).context("epoll_ctl")?;
     let server = Server { options, rt, room, left: Notify::default() };
+    // It lives as long as the process, and so may each task.
     let server: &'static _ = Box::leak(Box::new(server));
     rt.spawn(server.watch_signals(signals, listener));
     report::ready(&listener.io);
@@ -70,10 +59,12 @@ impl Server {
             while !self.room.borrow().is_accepting() && !self.room.borrow().is_stopping() {
                 self.left.notified().await;
             }
+            // Adds the socket to epoll. If that fails, only this client is disconnected.
             let register = |(conn, peer)| Ok((AsyncFd::new(self.rt, conn)?, peer));
             let (conn, peer) = match accepted.and_then(register) {
                 _ if self.room.borrow().is_stopping() => break,
                 Ok(accepted) => accepted,
+                // Out of descriptors or memory: accept would fail again at once, so pause.
                 Err(e) => {
                     let pause = backoff.pause("accept", &e, &self.options.log)?;
                     // A client that leaves gives a descriptor back, and ends the pause.
@@ -82,10 +73,12 @@ impl Server {
                 }
             };
             let changed = self.room.borrow_mut().connect(id, ip(&peer), Instant::now());
+            // Two tasks, so that a client that does not read can still be read from.
             let client = Rc::new(Client { id, conn, changed });
             self.rt.spawn(self.read(Rc::clone(&client)));
             self.rt.spawn(self.write(client));
         }
+        // The shutdown timeout. The end of block_on drops all tasks.
         let end = Instant::now() + self.options.limits.grace();
         while !self.room.borrow().is_done() && Instant::now() < end {
             self.rt.timeout_at(end, self.left.notified()).await;
@@ -106,6 +99,9 @@ impl Server {
         }
     }
 
+    /// The call that `read` awaits. The buffer is on the stack, and not in the task, where it would
+    /// cost 4 KiB for each idle client. 0 bytes mean the end of file. A client that has closed its
+    /// sending half leaves the room.
     fn receive(&self, client: &Client, mut conn: &Socket) -> io::Result<usize> {
         let mut buffer = [0; 4096];
         let received = conn.read(&mut buffer);
@@ -156,7 +152,8 @@ impl Server {
     }
 }
 
-/// Wakes the tasks of the clients that have changed, and no other task.
+/// Wakes the tasks of the clients that have changed, and no other task. A woken task runs when the
+/// calling task reaches its next await, so the borrow of the room has ended by then.
 fn wake(room: &mut Room<Rc<Notify>>) {
     room.take_changed().iter().for_each(|changed| changed.notify_all());
 }

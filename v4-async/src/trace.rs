@@ -8,18 +8,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Args;
+use chat::Options;
+use clap::Parser;
 use common::report::Failed;
 use serde::Serialize;
 
-/// The options to watch the executor.
-#[derive(Args, Debug)]
-pub struct TraceArgs {
+/// Chat with async/await, and our own executor
+#[derive(Parser)]
+#[command(name = "v4-async", version)]
+struct Args {
+    #[command(flatten)]
+    options: Options,
     /// Write each step of the executor to this descriptor, as JSON: 2 is stderr, or `3 3>file`
     #[arg(long, value_name = "FD")]
     trace: Option<u16>,
     /// Pause after each step
-    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    #[arg(long, value_name = "MS", default_value_t = 0,
+        value_parser = clap::value_parser!(u64).range(..=10_000))]
     slow_motion: u64,
 }
 
@@ -61,21 +66,20 @@ struct Trace {
 /// The trace, if the options ask for one.
 static TRACE: OnceLock<Trace> = OnceLock::new();
 
-/// Starts the trace, if the options ask for one.
-pub fn start(args: &TraceArgs) -> Result<(), Failed> {
+/// Parses the command line, and starts the trace if the options ask for one.
+pub fn start() -> Result<Options, Failed> {
+    let Args { options, trace, slow_motion } = Args::parse();
     let open = |fd: u16| {
         let path = format!("/dev/fd/{fd}");
-        OpenOptions::new().append(true).open(&path).with_context(|| format!("--trace {fd}: {path}"))
+        let file = OpenOptions::new().append(true).open(&path);
+        file.with_context(|| format!("--trace {fd}: open {path}"))
     };
-    let out = args.trace.map(open).transpose()?;
-    if out.is_some() || args.slow_motion > 0 {
-        let _ = TRACE.set(Trace {
-            out,
-            pause: Duration::from_millis(args.slow_motion),
-            start: Instant::now(),
-        });
+    let out = trace.map(open).transpose()?;
+    if out.is_some() || slow_motion > 0 {
+        let pause = Duration::from_millis(slow_motion);
+        let _ = TRACE.set(Trace { out, pause, start: Instant::now() });
     }
-    Ok(())
+    Ok(options)
 }
 
 /// The task that is being polled.

@@ -35,7 +35,7 @@ fn a_thousand_lines_are_slowed_and_not_lost() {
 }
 
 #[test]
-fn who_never_stops_is_told_to_go() {
+fn flood_without_end_is_too_fast() {
     let start = Instant::now();
     let mut input = input(start);
     let mut now = start;

@@ -41,7 +41,7 @@ impl Bench {
         while let Some(id) = self.room.next_changed() {
             let session = self.room.session_mut(id).unwrap();
             let text = String::from_utf8(session.pending().to_vec()).unwrap();
-            assert!(text.is_empty() || !self.closed.contains(&id), "{text:?} after the last words of {id}");
+            assert!(text.is_empty() || !self.closed.contains(&id), "{text:?} after the final message to {id}");
             session.sent(&Ok(text.len()), self.now);
             self.read.entry(id).or_default().push_str(&text);
             if session.finish(self.now) {
@@ -375,7 +375,7 @@ fn client_that_connects_is_greeted() {
 }
 
 #[test]
-fn a_full_house_and_a_closing_one() {
+fn full_or_stopping_room_rejects_clients() {
     let limits = Limits { max_conns: 3, max_per_addr: 1, ..Limits::default() };
     let mut room = Bench::new(&limits);
     let far: IpAddr = [192, 0, 2, 1].into();
@@ -460,7 +460,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     /// Every line said while X is in the room arrives at X exactly once, in the order of the hub, which is that of
-    /// the log; joins and leaves are told once each; nobody reads anything before its welcome.
+    /// the log; joins and leaves are announced once each; nobody reads anything before its welcome.
     #[test]
     fn whatever_the_order_of_events(steps in prop::collection::vec(step(), 1..120)) {
         let mut room = Bench::new(&Limits::default());

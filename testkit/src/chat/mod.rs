@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use libtest_mimic::{Arguments, Trial};
 use tempfile::TempDir;
 
-pub use self::member::Member;
+pub use self::member::{GREETING, Member};
 use crate::catalogue::{self, Example, SlowReader};
 use crate::oracle::{self, Baseline, Service};
 use crate::server::Server;

@@ -1,8 +1,8 @@
 //! The bug: a chat that writes to its clients while it holds the lock of the room.
 //!
-//! A client that does not read fills its socket. The thread that writes to this client then sleeps in
-//! send and holds the lock, so no other client can say anything, join or leave. v1-threads queues
-//! lines while it holds the lock, and unlocks the room before it writes.
+//! A client that does not read fills its socket. The thread that writes to this client then sleeps
+//! in send and holds the lock, so no other client can say anything, join or leave. v1-threads
+//! queues lines while it holds the lock, and unlocks the room before it writes.
 //!
 //! Run: cargo run -p v1-threads --bin naive-lock
 

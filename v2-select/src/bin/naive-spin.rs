@@ -1,8 +1,8 @@
 //! The bug: a chat that takes the end of file for "no bytes yet".
 //!
-//! A closed connection stays readable, and each read returns 0 bytes. This loop keeps the connection in
-//! its set: select returns at once, again and again, and the loop uses a whole CPU without any work.
-//! v2-select disconnects a client whose read returns 0 bytes.
+//! A closed connection stays readable, and each read returns 0 bytes. This loop keeps the
+//! connection in its set: select returns at once, again and again, and the loop uses a whole CPU
+//! without any work. v2-select disconnects a client whose read returns 0 bytes.
 //!
 //! Run: cargo run -p v2-select --bin naive-spin
 
