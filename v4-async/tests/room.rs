@@ -1,5 +1,5 @@
-//! What this version promises beyond the chats' suite: its cost in system calls and memory, fairness
-//! between tasks, a loop that can be watched, and a room that does not wait for one reader.
+//! What this version promises beyond the chats' suite: its cost in system calls and memory,
+//! fairness between tasks, a loop that can be watched, and a room that never waits for a reader.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -115,9 +115,7 @@ fn system_calls_for_each_delivery() {
         (0..200).for_each(|nth| assert_eq!(other.line(), format!("<m0> line {nth}\n")));
     }
     let burst = (calls(pid, &log) - start) as f64 / (200.0 * others.len() as f64);
-    eprintln!(
-        "system calls per delivery, 10 members: {single:.2} line by line, {burst:.3} in a burst of 200"
-    );
+    eprintln!("system calls per delivery: {single:.2} line by line, {burst:.3} in a burst of 200");
     assert!(single <= 1.3, "{single}");
     assert!(burst <= 0.2, "{burst}");
     kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();

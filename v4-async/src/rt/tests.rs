@@ -230,7 +230,7 @@ fn eight_hundred_tasks_at_once() {
                 for n in 0..20 {
                     say(&a, n).await;
                     let answer = u64::from(byte(&a).await.unwrap());
-                    sum.set(sum.get() + answer); // not across an await: another task may add meanwhile
+                    sum.set(sum.get() + answer); // another task may add during an await
                 }
                 left.set(left.get() - 1);
                 done.notify_all();
