@@ -8,8 +8,8 @@ use anyhow::Result;
 use crate::measure::{self, Workload, median};
 use crate::subject::Subject;
 
-/// Prints a line for each design that both checkouts have, each workload and each number of clients. In each round one
-/// server runs right after the other, and they take turns in being the first one.
+/// Prints a line for each design that both checkouts have, each workload and each number of clients. In each round
+/// one server runs right after the other, and they take turns in being the first one.
 ///
 /// # Errors
 /// A server does not start, or an answer fails.

@@ -18,7 +18,8 @@ use crate::subject::pin;
 
 /// A server must listen by then.
 const START: Duration = Duration::from_secs(20);
-/// Our servers without what protects them from a load client: no rate limit; and no log. The queues are as long as ever.
+/// Our servers without what protects them from a load client: no rate limit; and no log. The queues are as long as
+/// ever.
 const FREE: &[&str] = &["--no-log", "--rate", "1000000", "--burst", "1000000"];
 
 /// A chat that can be measured.

@@ -89,8 +89,8 @@ fn run(args: &Args) -> Result<()> {
     memory(&subjects, args.idle)
 }
 
-/// One table: every design with so many clients, in rounds, so that a drift of the machine meets all of them. The ratios
-/// to the bare loop come back.
+/// One table: every design with so many clients, in rounds, so that a drift of the machine meets all of them. The
+/// ratios to the bare loop come back.
 fn compare(
     args: &Args,
     subjects: &[Subject],

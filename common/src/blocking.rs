@@ -28,8 +28,8 @@ pub trait Stream: Read + Write {
 /// Serves one client until its session ends, with blocking calls.
 ///
 /// # Errors
-/// The error of the connection, or [`Conn::result`] if the client was rejected. The client has received its `ERR` line; the
-/// caller closes the connection.
+/// The error of the connection, or [`Conn::result`] if the client was rejected. The client has received its `ERR`
+/// line; the caller closes the connection.
 pub fn serve(stream: &mut impl Stream, limits: &Limits) -> io::Result<()> {
     drive(stream, Conn::new(limits, Instant::now()))
 }
@@ -69,8 +69,8 @@ pub(crate) fn drive(stream: &mut impl Stream, mut conn: Conn) -> io::Result<()> 
     }
 }
 
-/// Sets the time limit of a call only if the present limit is too long: an ordinary request then needs no setsockopt. If
-/// the present limit is too short, the call returns early, and the limit is set then.
+/// Sets the time limit of a call only if the present limit is too long: an ordinary request then needs no
+/// setsockopt. If the present limit is too short, the call returns early, and the limit is set then.
 fn arm(armed: &mut Option<Duration>, left: Duration, set: impl FnOnce(Duration) -> io::Result<()>) -> io::Result<()> {
     let left = left.max(Duration::from_millis(1));
     if armed.is_none_or(|bound| bound > left + left / 64 + Duration::from_millis(1)) {

@@ -11,8 +11,9 @@ const MAX_CONNS: u64 = 10_000;
 /// Descriptors that are left for rejected connections, the standard streams, the listener, signals and epoll.
 const RESERVE: u64 = 32;
 
-/// Sets the soft limit of descriptors, RLIMIT_NOFILE, to `wanted`, or to the hard limit if that is lower. Returns the new
-/// limit. Login shells set a low soft limit (1024) because of programs that use select; a process may raise its own.
+/// Sets the soft limit of descriptors, RLIMIT_NOFILE, to `wanted`, or to the hard limit if that is lower. Returns
+/// the new limit. Login shells set a low soft limit (1024) because of programs that use select; a process may raise
+/// its own.
 ///
 /// # Errors
 /// The errors of getrlimit(2) and setrlimit(2).

@@ -1,8 +1,8 @@
 //! What a server prints: the ready line, one line per event, and its CPU time at the end.
 //!
-//! Nothing here can panic, block or end the server. A log line that stderr does not take at once (a full disk, a closed
-//! pipe, a pipe that no process reads) is lost. Lost lines are counted, and the next line that can be written tells the
-//! count.
+//! Nothing here can panic, block or end the server. A log line that stderr does not take at once (a full disk, a
+//! closed pipe, a pipe that no process reads) is lost. Lost lines are counted, and the next line that can be
+//! written tells the count.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -18,14 +18,15 @@ use socket2::{SockAddr, Socket};
 
 /// The same message is logged at most once in this time.
 pub const REPEAT: Duration = Duration::from_secs(1);
-/// The longest line. A pipe takes this many bytes at once or none (PIPE_BUF, pipe(7)), so lines of several processes do
-/// not mix.
+/// The longest line. A pipe takes this many bytes at once or none (PIPE_BUF, pipe(7)), so lines of several
+/// processes do not mix.
 const LINE_MAX: usize = libc::PIPE_BUF;
 
 /// Log lines of this process that were lost since the last line that was written.
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// Why a server cannot start or continue. `main` returns it: Rust prints its `Debug`, which is one line, and exits with 1.
+/// Why a server cannot start or continue. `main` returns it: Rust prints its `Debug`, which is one line, and exits
+/// with 1.
 pub struct Failed(String);
 
 impl Failed {
@@ -49,8 +50,8 @@ impl From<anyhow::Error> for Failed {
 
 /// The log: `LEVEL message` on stderr, one line per event, control bytes escaped.
 ///
-/// `INFO` is the normal life of a client and is shown with `-v`. `WARN` is an error of a client or of the kernel. `ALERT`
-/// is a defect of the server itself: every test that sees one fails.
+/// `INFO` is the normal life of a client and is shown with `-v`. `WARN` is an error of a client or of the kernel.
+/// `ALERT` is a defect of the server itself: every test that sees one fails.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Log {
     /// Log every connection
@@ -116,8 +117,8 @@ impl Log {
         }
     }
 
-    /// Prints the user and system CPU time of this process and of the children that it has reaped, as `pr_cpu_time` of
-    /// UNP does. Servers call it when they exit normally.
+    /// Prints the user and system CPU time of this process and of the children that it has reaped, as `pr_cpu_time`
+    /// of UNP does. Servers call it when they exit normally.
     pub fn cpu_time(&self) {
         let seconds = |who| {
             getrusage(who).map_or((0.0, 0.0), |usage| {
@@ -136,8 +137,8 @@ impl Log {
     }
 }
 
-/// Prints `listening on ADDR`, the first line of every server's stdout. Call it when everything that can fail at the start
-/// has succeeded: who starts a server waits for this line.
+/// Prints `listening on ADDR`, the first line of every server's stdout. Call it when everything that can fail at
+/// the start has succeeded: who starts a server waits for this line.
 pub fn ready(listener: &Socket) {
     let addr = listener.local_addr().ok().and_then(|addr| addr.as_socket());
     if let Some(addr) = addr {
@@ -148,8 +149,8 @@ pub fn ready(listener: &Socket) {
     }
 }
 
-/// Escapes control bytes, direction marks and similar characters. A log line cannot move the cursor of a terminal, and
-/// cannot look like two lines.
+/// Escapes control bytes, direction marks and similar characters. A log line cannot move the cursor of a terminal,
+/// and cannot look like two lines.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -179,8 +180,8 @@ fn line(level: &str, text: &str) {
     }
 }
 
-/// Writes a line, or a table, to stderr if that is possible without blocking. RWF_NOWAIT does what O_NONBLOCK does, for one call: the
-/// flag O_NONBLOCK would also apply to the other processes that have this terminal or pipe open.
+/// Writes a line, or a table, to stderr if that is possible without blocking. RWF_NOWAIT does what O_NONBLOCK does,
+/// for one call: the flag O_NONBLOCK would also apply to the other processes that have this terminal or pipe open.
 pub fn write_now(line: &[u8]) -> bool {
     let part = libc::iovec { iov_base: line.as_ptr().cast_mut().cast(), iov_len: line.len() };
     // SAFETY: the kernel reads the bytes of `line`, which outlives the call, and writes nothing.

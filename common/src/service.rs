@@ -1,12 +1,12 @@
 //! The byte service: read a decimal number and a newline, answer that many bytes; then the next request.
 //!
-//! [`Conn`] is the whole service without a descriptor: it takes bytes, returns bytes, and the caller passes the time. An
-//! event loop and an io_uring server make their own calls for it. [`serve`] makes blocking calls for the same `Conn`, in
-//! servers that have a process or a thread per client. All servers answer with the same bytes under the same limits, so a
-//! timing compares only their concurrency.
+//! [`Conn`] is the whole service without a descriptor: it takes bytes, returns bytes, and the caller passes the
+//! time. An event loop and an io_uring server make their own calls for it. [`serve`] makes blocking calls for the
+//! same `Conn`, in servers that have a process or a thread per client. All servers answer with the same bytes under
+//! the same limits, so a timing compares only their concurrency.
 //!
-//! Grammar: `1*10DIGIT [CR] LF`, a value from 1 to the limit. After an invalid line the server sends one `ERR` line and
-//! reads no further request. Source: UNP, volume 1, section 30.3 (`web_child`); the line format is our own.
+//! Grammar: `1*10DIGIT [CR] LF`, a value from 1 to the limit. After an invalid line the server sends one `ERR` line
+//! and reads no further request. Source: UNP, volume 1, section 30.3 (`web_child`); the line format is our own.
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
@@ -16,7 +16,8 @@ use crate::cli::Limits;
 
 /// Longest request line in bytes, newline included.
 pub const LINE_MAX: usize = 32;
-/// One write sends at most this many bytes of an answer, so that one client does not delay the others of an event loop.
+/// One write sends at most this many bytes of an answer, so that one client does not delay the others of an event
+/// loop.
 pub const BLOCK: usize = 16 * 1024;
 /// After an `ERR` line the server reads and discards at most this many bytes ...
 pub const LINGER_BYTES: usize = 64 * 1024;
@@ -29,8 +30,8 @@ const ALPHABET: usize = 26;
 
 /// The bytes of every answer: `abc...zabc...`, byte i being `a` + i mod 26.
 ///
-/// The position determines the byte, so a client detects a lost, repeated or swapped byte, and no answer looks like an
-/// `ERR` line. The array is longer than [`BLOCK`] by one alphabet, so that a block can start at any offset.
+/// The position determines the byte, so a client detects a lost, repeated or swapped byte, and no answer looks like
+/// an `ERR` line. The array is longer than [`BLOCK`] by one alphabet, so that a block can start at any offset.
 pub static PATTERN: [u8; BLOCK + ALPHABET] = pattern();
 
 #[allow(clippy::indexing_slicing)] // evaluated at compile time: an index out of bounds is a compile error
@@ -81,8 +82,8 @@ impl Rejection {
 /// Parses a request line without its newline.
 ///
 /// # Errors
-/// [`Rejection::NotANumber`] unless the line is one to ten ASCII digits and an optional CR (`+5`, which Rust's `parse`
-/// accepts, is rejected); [`Rejection::OutOfRange`] for 0 and for more than `max`.
+/// [`Rejection::NotANumber`] unless the line is one to ten ASCII digits and an optional CR (`+5`, which Rust's
+/// `parse` accepts, is rejected); [`Rejection::OutOfRange`] for 0 and for more than `max`.
 pub fn parse_request(line: &[u8], max: u32) -> Result<u32, Rejection> {
     let digits = line.strip_suffix(b"\r").unwrap_or(line);
     if digits.is_empty() || digits.len() > 10 || !digits.iter().all(u8::is_ascii_digit) {
@@ -103,8 +104,9 @@ pub enum Next {
     Read,
     /// Send [`Conn::pending`], and [`consume`](Conn::consume) the number of bytes that the kernel took.
     Write,
-    /// Send a FIN (`shutdown(SHUT_WR)`) and report [`write_shut_down`](Conn::write_shut_down). The `ERR` line has been
-    /// sent. A close with unread bytes would send a RST, and the client could lose the line: so read on until EOF.
+    /// Send a FIN (`shutdown(SHUT_WR)`) and report [`write_shut_down`](Conn::write_shut_down). The `ERR` line has
+    /// been sent. A close with unread bytes would send a RST, and the client could lose the line: so read on until
+    /// EOF.
     ShutdownWrite,
     /// Close the descriptor.
     Close,
@@ -122,8 +124,8 @@ enum State {
 
 /// The session of one client: the service without a descriptor.
 ///
-/// Its memory is fixed (less than 200 bytes) for every request, because all answers come from one static array. While an
-/// answer is pending it takes no input: the server reads nothing from a client that does not read.
+/// Its memory is fixed (less than 200 bytes) for every request, because all answers come from one static array.
+/// While an answer is pending it takes no input: the server reads nothing from a client that does not read.
 #[derive(Debug)]
 pub struct Conn {
     limits: Limits,
@@ -181,7 +183,8 @@ impl Conn {
         }
     }
 
-    /// How many bytes [`feed`](Self::feed) takes now: at least 1 if [`next`](Self::next) is [`Next::Read`], otherwise 0.
+    /// How many bytes [`feed`](Self::feed) takes now: at least 1 if [`next`](Self::next) is [`Next::Read`],
+    /// otherwise 0.
     pub fn room(&self) -> usize {
         match self.state {
             State::Reading => LINE_MAX - self.len,
@@ -190,8 +193,8 @@ impl Conn {
         }
     }
 
-    /// The buffer for a caller that reads into the session itself, and then calls [`received`](Self::received). Empty unless
-    /// [`next`](Self::next) is [`Next::Read`].
+    /// The buffer for a caller that reads into the session itself, and then calls [`received`](Self::received).
+    /// Empty unless [`next`](Self::next) is [`Next::Read`].
     pub fn space(&mut self) -> &mut [u8] {
         match self.state {
             State::Reading => self.line.get_mut(self.len..).unwrap_or_default(),
@@ -217,8 +220,8 @@ impl Conn {
         }
     }
 
-    /// Takes received bytes, for a caller that reads into its own buffer: at most [`room`](Self::room) bytes. No byte is end
-    /// of file.
+    /// Takes received bytes, for a caller that reads into its own buffer: at most [`room`](Self::room) bytes. No
+    /// byte is end of file.
     pub fn feed(&mut self, bytes: &[u8], now: Instant) {
         for (slot, byte) in self.space().iter_mut().zip(bytes) {
             *slot = *byte;
@@ -287,8 +290,9 @@ impl Conn {
         self.deadline
     }
 
-    /// Ends the session if its deadline has passed. A client that has sent a part of a line, or nothing at all, receives
-    /// `ERR timeout`. A client that is idle after an answer, and a client that does not read, are closed without a line.
+    /// Ends the session if its deadline has passed. A client that has sent a part of a line, or nothing at all,
+    /// receives `ERR timeout`. A client that is idle after an answer, and a client that does not read, are closed
+    /// without a line.
     pub fn expire(&mut self, now: Instant) {
         if now < self.deadline {
             return;
@@ -308,8 +312,8 @@ impl Conn {
     /// How the session ended.
     ///
     /// # Errors
-    /// `InvalidData` for a bad request, `TimedOut` for a timeout, `ResourceBusy` at the limit of clients. The message is the
-    /// `ERR` line and the rejected line, escaped.
+    /// `InvalidData` for a bad request, `TimedOut` for a timeout, `ResourceBusy` at the limit of clients. The
+    /// message is the `ERR` line and the rejected line, escaped.
     pub fn result(&self) -> io::Result<()> {
         match self.rejection {
             None => Ok(()),

@@ -56,17 +56,18 @@ pub fn is_transient(error: &io::Error) -> bool {
 pub enum AcceptError {
     /// This one connection is lost, or another process has accepted it: call accept again.
     Next,
-    /// The process or the machine is out of a resource. The connection stays in the backlog, so that the next accept would
-    /// fail at once: pause first.
+    /// The process or the machine is out of a resource. The connection stays in the backlog, so that the next
+    /// accept would fail at once: pause first.
     Backoff,
     /// The listener can no longer be used.
     Fatal,
 }
 
-/// Maps the errno of a failed accept to the server's reaction. EINTR is not among them: each example handles it itself.
+/// Maps the errno of a failed accept to the server's reaction. EINTR is not among them: each example handles it
+/// itself.
 ///
-/// Linux returns errors that are already pending on the new connection from accept (accept(2), "Error handling"). All of
-/// these mean [`AcceptError::Next`].
+/// Linux returns errors that are already pending on the new connection from accept (accept(2), "Error handling").
+/// All of these mean [`AcceptError::Next`].
 pub fn accept_failed(errno: i32) -> AcceptError {
     match errno {
         libc::ECONNABORTED
@@ -127,8 +128,8 @@ impl Backoff {
         }
     }
 
-    /// The end of the pause in force. It stays in force until [`expire`](Self::expire) or [`end`](Self::end), so an event
-    /// loop that does not watch its listener never sleeps past this time.
+    /// The end of the pause in force. It stays in force until [`expire`](Self::expire) or [`end`](Self::end), so an
+    /// event loop that does not watch its listener never sleeps past this time.
     pub fn until(&self) -> Option<Instant> {
         self.until
     }
@@ -162,8 +163,9 @@ impl Backoff {
     }
 }
 
-/// Rejects a client: sends one `ERR` line and a FIN, and reads until the client closes. A close with unread bytes would
-/// send a RST, and the client could lose the line. Blocks for at most the write timeout and [`LINGER`](crate::service::LINGER).
+/// Rejects a client: sends one `ERR` line and a FIN, and reads until the client closes. A close with unread bytes
+/// would send a RST, and the client could lose the line. Blocks for at most the write timeout and
+/// [`LINGER`](crate::service::LINGER).
 ///
 /// # Errors
 /// Always: [`Conn::result`] of the rejection, or the error of the connection.

@@ -12,12 +12,13 @@ use nix::unistd::{Pid, getppid};
 
 use crate::shutdown;
 
-/// How long the parent sleeps before it checks its children again. A signal wakes it earlier; a signal that arrived just
-/// before the sleep costs this much time.
+/// How long the parent sleeps before it checks its children again. A signal wakes it earlier; a signal that arrived
+/// just before the sleep costs this much time.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// The children that fork made. A child that has been reaped is in the list until the next check with waitpid. The list is
-/// checked before every kill, because the kernel may give the number of a reaped child to an unrelated process.
+/// The children that fork made. A child that has been reaped is in the list until the next check with waitpid. The
+/// list is checked before every kill, because the kernel may give the number of a reaped child to an unrelated
+/// process.
 #[derive(Default)]
 pub struct Children(Vec<Pid>);
 
@@ -36,24 +37,26 @@ impl Children {
         }
     }
 
-    /// Sends SIGTERM to every child, and SIGKILL to those that still run when the shutdown timeout has passed. Returns when
-    /// all children have been reaped.
+    /// Sends SIGTERM to every child, and SIGKILL to those that still run when the shutdown timeout has passed.
+    /// Returns when all children have been reaped.
     pub fn end(mut self) {
-        // From here on a SIGCHLD handler runs only during `sleep`, so it reaps no child between the check and the kill.
+        // From here on a SIGCHLD handler runs only during `sleep`, so it reaps no child between the check and the
+        // kill.
         let _ = SigSet::from(Signal::SIGCHLD).thread_block();
         signal_all(self.running(), Signal::SIGTERM);
         wait_for_all(|| self.running().to_vec());
     }
 
-    /// Removes the children that have ended. waitpid reaps a zombie, and fails for a child that has already been reaped.
+    /// Removes the children that have ended. waitpid reaps a zombie, and fails for a child that has already been
+    /// reaped.
     fn running(&mut self) -> &[Pid] {
         self.0.retain(|pid| waitpid(*pid, Some(WaitPidFlag::WNOHANG)) == Ok(WaitStatus::StillAlive));
         &self.0
     }
 }
 
-/// Waits until `running`, which reaps, returns no child. Kills the children with SIGKILL when the shutdown timeout has
-/// passed. [`Children`] and [`Supervisor`](crate::Supervisor) both end this way.
+/// Waits until `running`, which reaps, returns no child. Kills the children with SIGKILL when the shutdown timeout
+/// has passed. [`Children`] and [`Supervisor`](crate::Supervisor) both end this way.
 pub(crate) fn wait_for_all(mut running: impl FnMut() -> Vec<Pid>) {
     shutdown::request(); // starts the timeout, if no signal has started it
     while !running().is_empty() {
@@ -76,8 +79,8 @@ fn sleep() {
     let _ = ppoll(&mut [], Some(INTERVAL.into()), Some(SigSet::empty()));
 }
 
-/// A child calls this first: the kernel kills the child when its parent dies. If the parent died before this call, the
-/// child requests its own shutdown.
+/// A child calls this first: the kernel kills the child when its parent dies. If the parent died before this call,
+/// the child requests its own shutdown.
 pub fn die_with_parent() {
     let _ = set_pdeathsig(Signal::SIGKILL);
     if getppid().as_raw() != shutdown::FIRST.load(SeqCst) {

@@ -1,5 +1,5 @@
-//! The clients of an event loop: the table, the limit, the timeouts. They are the same for select, poll, epoll, mio and
-//! io_uring.
+//! The clients of an event loop: the table, the limit, the timeouts. They are the same for select, poll, epoll, mio
+//! and io_uring.
 //!
 //! Each iteration of a loop does four things:
 //!
@@ -27,8 +27,8 @@ use crate::{Server, Signals};
 pub const SIGNALS: usize = usize::MAX;
 /// The key of the listener. No client has this key.
 pub const LISTENER: usize = usize::MAX - 1;
-/// The deadlines of all clients are checked at most once in this interval: a check after each event would cost as much as
-/// poll.
+/// The deadlines of all clients are checked at most once in this interval: a check after each event would cost as
+/// much as poll.
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// What an event loop watches a client for.
@@ -52,14 +52,14 @@ pub struct Client<S> {
 }
 
 impl<S> Client<S> {
-    /// True if the last step did not end with EAGAIN: with edge triggering the client must be served again, because the
-    /// kernel does not report it again.
+    /// True if the last step did not end with EAGAIN: with edge triggering the client must be served again, because
+    /// the kernel does not report it again.
     pub fn is_unfinished(&self) -> bool {
         !self.is_blocked
     }
 
-    /// What to watch the client for. Never for both: while an answer is pending the loop does not read the next request,
-    /// and an idle connection is always writable.
+    /// What to watch the client for. Never for both: while an answer is pending the loop does not read the next
+    /// request, and an idle connection is always writable.
     pub fn interest(&self) -> Interest {
         if self.service.next() == Next::Write { Interest::Write } else { Interest::Read }
     }
@@ -95,14 +95,14 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
         }
     }
 
-    /// True if the listener has to be watched: accept is not paused, and no signal has arrived. Otherwise new clients stay
-    /// in the backlog. Over the limit of clients the loop still accepts, and rejects the client.
+    /// True if the listener has to be watched: accept is not paused, and no signal has arrived. Otherwise new
+    /// clients stay in the backlog. Over the limit of clients the loop still accepts, and rejects the client.
     pub fn accepting(&self) -> bool {
         self.backoff.until().is_none() && self.stop_at.is_none()
     }
 
-    /// Logs a failed accept. If the process is out of descriptors or memory, it also pauses accept: the client stays in the
-    /// backlog and the listener stays readable, so the loop would spin.
+    /// Logs a failed accept. If the process is out of descriptors or memory, it also pauses accept: the client
+    /// stays in the backlog and the listener stays readable, so the loop would spin.
     ///
     /// # Errors
     /// The listener can no longer be used.
@@ -120,8 +120,8 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
         self.table.get(key)
     }
 
-    /// Serves the client with this key by one step: the example's own read and write. Closes the client if its session is
-    /// over or the step has failed. EAGAIN and EINTR are no failures.
+    /// Serves the client with this key by one step: the example's own read and write. Closes the client if its
+    /// session is over or the step has failed. EAGAIN and EINTR are no failures.
     pub fn serve(&mut self, key: usize, now: Instant, step: impl FnOnce(&mut Client<S>, Instant) -> io::Result<()>) {
         let Some(client) = self.table.get_mut(key) else { return };
         let mut outcome = step(client, now);
@@ -130,8 +130,8 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
             outcome = Ok(());
         }
         if client.service.next() == Next::ShutdownWrite {
-            // The error line is sent. close with unread bytes would send a RST, and the client could lose the line. So send
-            // a FIN, and read on until end of file.
+            // The error line is sent. close with unread bytes would send a RST, and the client could lose the line.
+            // So send a FIN, and read on until end of file.
             let _ = SockRef::from(&client.conn).shutdown(Shutdown::Write);
             client.service.write_shut_down(now);
         }
@@ -158,8 +158,9 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
         Some(u16::try_from(first.saturating_duration_since(now).as_millis() + 1).unwrap_or(u16::MAX))
     }
 
-    /// What the loop does once an iteration because time has passed: it ends a pause of accept, closes all clients when the
-    /// shutdown timeout has passed, and returns the clients whose deadline has passed. Serve them as if they were ready.
+    /// What the loop does once an iteration because time has passed: it ends a pause of accept, closes all clients
+    /// when the shutdown timeout has passed, and returns the clients whose deadline has passed. Serve them as if
+    /// they were ready.
     pub fn expired(&mut self, now: Instant) -> Vec<usize> {
         self.backoff.expire(now);
         if self.stop_at.is_some_and(|end| now >= end) {
@@ -179,8 +180,8 @@ impl<'a, S: Write + AsFd> Clients<'a, S> {
         late
     }
 
-    /// Takes the signals that are pending. The first one ends accepting and reading; what has been received is answered
-    /// within the shutdown timeout. The second one ends the timeout.
+    /// Takes the signals that are pending. The first one ends accepting and reading; what has been received is
+    /// answered within the shutdown timeout. The second one ends the timeout.
     pub fn stop(&mut self, signals: &Signals, listener: &impl AsFd, now: Instant) {
         while signals.read().is_ok() {
             let timeout = Duration::from_millis(self.server.limits.grace);

@@ -10,8 +10,8 @@
 //! | threads | [`shutdown`], [`Semaphore`] |
 //! | an event loop | [`clients`], [`Signals`] |
 //!
-//! The system calls of the lessons are not made here: fork, accept, read, write, select, poll, epoll, io_uring, sendmsg
-//! and thread creation stay in the examples.
+//! The system calls of the lessons are not made here: fork, accept, read, write, select, poll, epoll, io_uring,
+//! sendmsg and thread creation stay in the examples.
 #![warn(missing_docs)]
 
 mod children;

@@ -45,8 +45,8 @@ impl Server {
         sock::listen(&self.listen, BACKLOG)
     }
 
-    /// Logs a failed accept. If the process is out of descriptors or memory, it sleeps for a while: accept would fail again
-    /// at once.
+    /// Logs a failed accept. If the process is out of descriptors or memory, it sleeps for a while: accept would
+    /// fail again at once.
     ///
     /// # Errors
     /// The listener can no longer be used. A shutdown is requested, so that the other threads stop too.
@@ -59,8 +59,8 @@ impl Server {
             .inspect_err(|_| shutdown::request())
     }
 
-    /// What an event loop does if the call that waits (select, poll, epoll_wait, io_uring_enter) has failed: nothing after
-    /// EINTR; if the kernel is out of memory, it logs the error and sleeps for a while.
+    /// What an event loop does if the call that waits (select, poll, epoll_wait, io_uring_enter) has failed:
+    /// nothing after EINTR; if the kernel is out of memory, it logs the error and sleeps for a while.
     ///
     /// # Errors
     /// Any other error: the call would fail again.

@@ -1,16 +1,16 @@
 //! A graceful shutdown on SIGTERM and SIGINT, without a race.
 //!
-//! A handler that only sets a flag is not enough: if the signal arrives after the server has checked the flag and before it
-//! calls accept, accept sleeps forever. So the handler also calls shutdown(2), which is async-signal-safe, on the
-//! descriptors that this process may sleep on:
+//! A handler that only sets a flag is not enough: if the signal arrives after the server has checked the flag and
+//! before it calls accept, accept sleeps forever. So the handler also calls shutdown(2), which is
+//! async-signal-safe, on the descriptors that this process may sleep on:
 //!
 //! * on the listener: accept fails with EINVAL, now and later;
 //! * on each connection, for reading: the session answers what it has received, then reads end of file, and ends.
 //!
-//! The first signal also starts a timer, which sends SIGALRM every 50 ms and interrupts the call that sleeps. A worker that
-//! shares its listener with other processes must not shut it down; it sees the request after the next SIGALRM. When the
-//! shutdown timeout (`--grace`) has passed, or at a second signal, the handler shuts down the connections for writing too,
-//! and every session ends.
+//! The first signal also starts a timer, which sends SIGALRM every 50 ms and interrupts the call that sleeps. A
+//! worker that shares its listener with other processes must not shut it down; it sees the request after the next
+//! SIGALRM. When the shutdown timeout (`--grace`) has passed, or at a second signal, the handler shuts down the
+//! connections for writing too, and every session ends.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
@@ -47,8 +47,8 @@ static SOURCE_OF: AtomicI32 = AtomicI32::new(0);
 /// Indexed by descriptor: true for a registered connection.
 static CONNS: [AtomicBool; MOST_FDS] = [const { AtomicBool::new(false) }; MOST_FDS];
 
-/// From now on SIGTERM and SIGINT request a shutdown, and a second one ends the shutdown timeout early. Resets the signal
-/// state that exec may have handed down: ignored and blocked signals.
+/// From now on SIGTERM and SIGINT request a shutdown, and a second one ends the shutdown timeout early. Resets the
+/// signal state that exec may have handed down: ignored and blocked signals.
 ///
 /// # Errors
 /// The errors of sigaction(2) and sigprocmask(2).
@@ -80,8 +80,9 @@ pub fn request() {
     }
 }
 
-/// Registers the listener, or the channel that new clients come from: a shutdown makes accept or recvmsg return. A child
-/// that inherits the descriptor does not shut it down, because shutdown(2) would act on the parent's socket too.
+/// Registers the listener, or the channel that new clients come from: a shutdown makes accept or recvmsg return. A
+/// child that inherits the descriptor does not shut it down, because shutdown(2) would act on the parent's socket
+/// too.
 pub fn register(source: &Socket) {
     SOURCE_OF.store(getpid().as_raw(), SeqCst);
     SOURCE.store(source.as_raw_fd(), SeqCst);
@@ -105,8 +106,8 @@ pub(crate) fn with_registered<T>(conn: &mut Socket, serve: impl FnOnce(&mut Sock
     outcome
 }
 
-/// The handler of SIGTERM, SIGINT and SIGALRM. The first signal ends reading and starts the timer. A second signal, or the
-/// end of the timeout, ends writing too.
+/// The handler of SIGTERM, SIGINT and SIGALRM. The first signal ends reading and starts the timer. A second signal,
+/// or the end of the timeout, ends writing too.
 extern "C" fn handler(signal: libc::c_int) {
     let errno = Errno::last_raw();
     let me = getpid().as_raw();

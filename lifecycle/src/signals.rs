@@ -1,5 +1,5 @@
-//! Two ways to take a signal without a race: a handler for programs that block in one call, and a descriptor for event
-//! loops.
+//! Two ways to take a signal without a race: a handler for programs that block in one call, and a descriptor for
+//! event loops.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,8 +24,9 @@ pub fn on_signal(signal: Signal, handler: extern "C" fn(libc::c_int)) -> Result<
 
 /// Sets what exec may have handed down wrongly: a process inherits ignored signals, signal(7).
 ///
-/// If SIGCHLD is ignored, the kernel reaps the children and waitpid fails with ECHILD. SIGPIPE and SIGXFSZ end a process
-/// that writes to a closed connection, or to a log file at its size limit: ignored, the write fails with an error instead.
+/// If SIGCHLD is ignored, the kernel reaps the children and waitpid fails with ECHILD. SIGPIPE and SIGXFSZ end a
+/// process that writes to a closed connection, or to a log file at its size limit: ignored, the write fails with an
+/// error instead.
 pub(crate) fn reset_inherited() {
     for (signal, handler) in [
         (Signal::SIGCHLD, SigHandler::SigDfl),
@@ -41,8 +42,8 @@ pub(crate) fn reset_inherited() {
 pub struct Signals(SignalFd);
 
 impl Signals {
-    /// Blocks SIGTERM and SIGINT. Call it before the ready line, so that a signal sent right after the line stays pending,
-    /// and before the first thread is created, because a thread inherits the signal mask.
+    /// Blocks SIGTERM and SIGINT. Call it before the ready line, so that a signal sent right after the line stays
+    /// pending, and before the first thread is created, because a thread inherits the signal mask.
     ///
     /// # Errors
     /// One line that names the call and the errno.

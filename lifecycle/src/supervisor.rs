@@ -1,9 +1,9 @@
 //! A pool of worker processes: when the parent has to fork the next worker, and how the pool ends.
 //!
-//! The pool has a fixed number of slots, one worker each. A worker that ends leaves its slot empty, and the example forks
-//! again: `while pool.needs_worker() { match fork() {..} }`. If workers fail at their start, the pool waits before each
-//! replacement: 100 ms, 200 ms, 400 ms ... If five workers fail at their start within 10 s, a resource is missing and the
-//! server ends.
+//! The pool has a fixed number of slots, one worker each. A worker that ends leaves its slot empty, and the example
+//! forks again: `while pool.needs_worker() { match fork() {..} }`. If workers fail at their start, the pool waits
+//! before each replacement: 100 ms, 200 ms, 400 ms ... If five workers fail at their start within 10 s, a resource
+//! is missing and the server ends.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -77,7 +77,8 @@ impl<'a> Supervisor<'a> {
         self.slots.iter().map(|slot| slot.as_ref().map(|worker| worker.pid))
     }
 
-    /// The entries of the empty slots in a table that has one entry for each slot. The first one is for the next worker.
+    /// The entries of the empty slots in a table that has one entry for each slot. The first one is for the next
+    /// worker.
     pub fn of_empty_slots<'t, T>(&self, table: &'t [T]) -> impl Iterator<Item = &'t T> {
         self.workers().zip(table).filter(|(worker, _)| worker.is_none()).map(|(_, entry)| entry)
     }
@@ -97,8 +98,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// A call that is needed for the next worker has failed: logs it, and delays that worker. Before the ready line it ends
-    /// the server, because the pool cannot be completed.
+    /// A call that is needed for the next worker has failed: logs it, and delays that worker. Before the ready line
+    /// it ends the server, because the pool cannot be completed.
     pub fn failed(&mut self, call: &str, error: impl Display) {
         self.restarts.last_failure = format!("{call}: {error}");
         self.log.repeated("WARN", &self.restarts.last_failure);
@@ -109,8 +110,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Sleeps until a worker ends, a worker is due, a shutdown is requested, or one of `fds` is ready. Then it reaps the
-    /// workers that have ended.
+    /// Sleeps until a worker ends, a worker is due, a shutdown is requested, or one of `fds` is ready. Then it
+    /// reaps the workers that have ended.
     pub fn sleep(&mut self, fds: &mut [PollFd]) {
         let timeout = self.is_incomplete().then(|| self.restarts.due.saturating_duration_since(Instant::now()).into());
         let _ = ppoll(fds, timeout, Some(SigSet::empty()));
@@ -147,8 +148,8 @@ impl<'a> Supervisor<'a> {
         self.workers().flatten().collect()
     }
 
-    /// A loop, because signals do not queue: two children that end together may send one SIGCHLD. WNOHANG, because the
-    /// other workers still run.
+    /// A loop, because signals do not queue: two children that end together may send one SIGCHLD. WNOHANG, because
+    /// the other workers still run.
     fn reap(&mut self) {
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             let Some(pid) = status.pid() else { break };
@@ -157,7 +158,8 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// A worker that exits with 0 was asked to, and SIGKILL comes from another process: neither is a failure of the worker.
+    /// A worker that exits with 0 was asked to, and SIGKILL comes from another process: neither is a failure of the
+    /// worker.
     fn ended(&mut self, worker: &Worker, status: WaitStatus) {
         let (failed, reason) = match status {
             WaitStatus::Exited(_, 0) => (false, None),
@@ -187,8 +189,8 @@ impl Restarts {
         Restarts { due: now, failures: Vec::new(), last_failure: String::new() }
     }
 
-    /// A worker that was started at `started` has ended. A killed worker is replaced at once too, but if something kills
-    /// every new worker, the delay keeps the parent from spinning in fork.
+    /// A worker that was started at `started` has ended. A killed worker is replaced at once too, but if something
+    /// kills every new worker, the delay keeps the parent from spinning in fork.
     fn ended(&mut self, failed: bool, started: Instant, now: Instant) {
         self.failures.retain(|failure| now - *failure < WINDOW);
         if now - started >= AT_START {

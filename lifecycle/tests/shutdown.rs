@@ -1,6 +1,6 @@
-//! A shutdown in one process with one main thread, which takes the signals: the first signal ends the call that blocks, and
-//! the timer interrupts every other call until the shutdown timeout has passed. The test harness would be one more thread,
-//! and could take the signals itself, so this test has its own `main`.
+//! A shutdown in one process with one main thread, which takes the signals: the first signal ends the call that
+//! blocks, and the timer interrupts every other call until the shutdown timeout has passed. The test harness would
+//! be one more thread, and could take the signals itself, so this test has its own `main`.
 
 #![allow(clippy::unwrap_used)]
 
