@@ -55,7 +55,10 @@ fn main() -> Result<ExitCode, Failed> {
         }
         // The only call that blocks. It submits the new requests of all clients, and returns when
         // requests are complete, or at the next timeout.
-        ring.submit_and_wait(clients.timeout_ms())?;
+        if let Err(e) = ring.submit_and_wait(clients.timeout_ms()) {
+            // Goes on after EINTR and ENOMEM.
+            args.server.wait_failed("io_uring_enter", e)?;
+        }
 
         let now = Instant::now();
         ring.completions(&mut completions);

@@ -72,14 +72,15 @@ impl Ring {
     pub unsafe fn push(&mut self, request: &squeue::Entry) -> Result<(), Failed> {
         // SAFETY: the caller guarantees it.
         while unsafe { self.uring.submission().push(request) }.is_err() {
-            self.uring.submit().map(drop).or_else(ignore_transient)?;
+            let submitted = self.uring.submit().map(drop).or_else(ignore_transient);
+            submitted.map_err(|e| Failed::new(format!("io_uring_enter: {e}")))?;
         }
         Ok(())
     }
 
     /// Submits the queued requests and sleeps until a request is complete, or until the timeout.
     /// One system call does both.
-    pub fn submit_and_wait(&mut self, timeout_ms: Option<u16>) -> Result<(), Failed> {
+    pub fn submit_and_wait(&mut self, timeout_ms: Option<u16>) -> io::Result<()> {
         let timeout = timeout_ms.map(|ms| Timespec::from(Duration::from_millis(ms.into())));
         let submitter = self.uring.submitter();
         let entered = match &timeout {
@@ -148,10 +149,10 @@ fn report(call: &str, error: &io::Error) {
 }
 
 /// A signal, the timeout or a full completion queue: not an error. Completions may have arrived.
-fn ignore_transient(error: io::Error) -> Result<(), Failed> {
+fn ignore_transient(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
         Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY) => Ok(()),
-        _ => Err(Failed::new(format!("io_uring_enter: {error}"))),
+        _ => Err(error),
     }
 }
 

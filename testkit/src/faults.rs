@@ -18,6 +18,7 @@ use crate::tools::{self, Injection};
 pub const ROWS: &[Row] = &[
     ("A01_out_of_descriptors", out_of_descriptors),
     ("A03_A04_accept_fails_and_goes_on", accept_fails),
+    ("A05_wait_without_memory_goes_on", wait_without_memory),
     ("A06_accept_fails_for_good", accept_fails_for_good),
     ("A07_A10_A11_queued_resets_and_stops", queued_resets),
     ("A12_fork_fails", fork_fails),
@@ -112,6 +113,30 @@ fn accept_fails(subject: &Subject) {
             drop(injection);
             server.connect().ask(100);
         }
+    });
+}
+
+/// One ENOMEM of the call in which an event loop waits: the server logs it, and serves this client and the next one.
+fn wait_without_memory(subject: &Subject) {
+    let lesson = ["select", "poll", "epoll_wait", "io_uring_enter"].into_iter().find(|call| subject.calls(call));
+    let is_event_loop = subject.example.worker.contains("many clients");
+    if !is_event_loop || !tools::have("strace", "A05_wait_without_memory_goes_on") {
+        return;
+    }
+    let calls = match lesson {
+        Some("select") => "?select,pselect6",
+        Some("poll") => "?poll,ppoll",
+        Some("io_uring_enter") => "io_uring_enter",
+        _ => "?epoll_wait,epoll_pwait,?epoll_pwait2",
+    };
+    subject.abused(&[], |server| {
+        let injection = Injection::attach(&pids(server), true, &format!("{calls}:error=ENOMEM:when=1"));
+        let mut early = server.connect();
+        early.ask(100);
+        server.wait_log("Cannot allocate memory");
+        drop(injection);
+        early.ask(100);
+        server.connect().ask(100);
     });
 }
 
