@@ -10,7 +10,7 @@ use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use testkit::{Server, procs, tools};
+use testkit::{End, Peer, Server, procs, tools};
 
 #[test]
 fn truth_r_std_sets_reuseaddr_cloexec_and_a_backlog_of_128() {
@@ -93,4 +93,20 @@ fn truth_r_server_makes_the_calls_that_std_hides() {
     for call in ["SO_REUSEADDR, [1]", "TCP_NODELAY, [1]", ", 1024)", "SOCK_CLOEXEC) = "] {
         assert!(trace.contains(call), "no {call} in\n{trace}");
     }
+}
+
+/// shutdown(2) and close(2) of a listener reset the connections that no process has accepted.
+#[test]
+fn truth_r_clients_in_the_backlog_are_reset_when_the_listener_is_shut_down() {
+    let mut server = Server::start(env!("CARGO_BIN_EXE_server00-iterative"), &[]);
+    let mut served = server.connect();
+    served.ask(10);
+    let mut queued: Vec<Peer> = (0..20).map(|_| server.connect()).collect();
+    queued.iter_mut().for_each(|peer| peer.send("10\n"));
+    server.signal(Signal::SIGTERM);
+    for mut peer in queued {
+        assert_eq!(peer.read_to_end(), (Vec::new(), End::Reset));
+    }
+    assert_eq!(served.read_to_end(), (Vec::new(), End::Eof), "the accepted client gets a FIN");
+    assert_eq!(server.wait().code(), Some(0));
 }
