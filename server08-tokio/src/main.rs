@@ -7,6 +7,8 @@
 //! Diff base: server05-threads
 //! Overload: queue (with --max-conns tasks, the other clients wait in the listener's backlog)
 
+mod runtime;
+
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
@@ -23,7 +25,6 @@ use lifecycle::{Server, Signals};
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Builder;
 use tokio::sync::watch::{self, Receiver};
 use tokio::{select, task::JoinSet, time};
 
@@ -40,10 +41,8 @@ fn main() -> Result<(), Failed> {
     let args = Args::parse();
     // Before the runtime creates its threads: they inherit the signal mask.
     let signals = count_signals()?;
-    // #[tokio::main] creates the same runtime: one thread per core and one epoll instance.
-    let threads = thread::available_parallelism().map_or(1, |n| n.get());
-    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    runtime.context("runtime")?.block_on(run(args, signals))
+    // #[tokio::main] creates the same runtime, but panics if it cannot create a thread.
+    runtime::start().context("runtime")?.block_on(run(args, signals))
 }
 
 async fn run(args: Args, mut signals: Receiver<u32>) -> Result<(), Failed> {

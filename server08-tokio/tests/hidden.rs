@@ -70,3 +70,34 @@ fn invalid_tokio_worker_threads_in_the_environment_is_ignored() {
     let base = oracle::Baseline::of(&server);
     oracle::finish(server, &base);
 }
+
+/// tokio panics if it cannot create a thread, and then waits forever for the other threads.
+#[test]
+fn thread_that_cannot_be_created_at_the_start_ends_it_with_one_line() {
+    if !tools::have("strace", "thread_that_cannot_be_created_at_the_start_ends_it_with_one_line") {
+        return;
+    }
+    // The first thread counts the signals. The others belong to the runtime, one per core.
+    for when in 1..=1 + thread::available_parallelism().unwrap().get() {
+        let inject = format!("inject=clone3:error=EAGAIN:when={when}");
+        let mut command = Command::new("timeout");
+        command.args([
+            "20",
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            &inject,
+            BIN,
+            "-p",
+            "0",
+        ]);
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{when}: {stderr}");
+        assert!(stderr.lines().count() == 1 && stderr.starts_with("Error: "), "{when}: {stderr}");
+        assert!(output.stdout.is_empty(), "{when}: a ready line");
+    }
+}
