@@ -132,8 +132,9 @@ impl<H: Clone + Default> Room<H> {
     /// # Errors
     /// The error of the call.
     pub fn send_with(&mut self, id: ClientId, send: impl FnOnce(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
-        let sent = send(self.pending(id));
-        self.sent(id, &sent, Instant::now());
+        let Some(session) = self.session_mut(id) else { return Err(io::ErrorKind::NotConnected.into()) };
+        let sent = send(session.pending());
+        session.sent(&sent, Instant::now());
         sent
     }
 
@@ -164,16 +165,21 @@ impl<H: Clone + Default> Room<H> {
 
     /// The handles of all clients that have changed: for a server in which each client has its own thread or task.
     pub fn take_changed(&mut self) -> Vec<H> {
-        let mut handles = Vec::new();
-        while let Some(id) = self.next_changed() {
-            handles.extend(self.clients.get(&id).map(|client| client.handle.clone()));
+        let mut handles = Vec::with_capacity(self.updates.changed.len());
+        for id in self.updates.changed.drain(..) {
+            let Some(client) = self.clients.get_mut(&id) else { continue };
+            client.is_changed = false;
+            touch(&mut self.touched, id, client);
+            handles.push(client.handle.clone());
         }
         handles
     }
 
     /// What the thread or task that writes to a client does next. Handles the client's timeouts first.
     pub fn next_step(&mut self, id: ClientId, now: Instant) -> Step {
-        self.tick_one(id, now);
+        if self.session(id).is_some_and(|session| session.deadline() <= now) {
+            self.tick_one(id, now);
+        }
         if !self.updates.changed.is_empty() {
             return Step::Wake;
         }

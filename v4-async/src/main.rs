@@ -68,7 +68,9 @@ impl Server {
                 Err(e) => {
                     let pause = backoff.pause("accept", &e, &self.options.log)?;
                     // A client that leaves gives a descriptor back, and ends the pause.
-                    self.rt.timeout_at(Instant::now() + pause, self.left.notified()).await;
+                    self.rt
+                        .timeout_at(&mut None, Instant::now() + pause, self.left.notified())
+                        .await;
                     continue;
                 }
             };
@@ -81,7 +83,7 @@ impl Server {
         // The shutdown timeout. The end of block_on drops all tasks.
         let end = Instant::now() + self.options.limits.grace();
         while !self.room.borrow().is_done() && Instant::now() < end {
-            self.rt.timeout_at(end, self.left.notified()).await;
+            self.rt.timeout_at(&mut None, end, self.left.notified()).await;
         }
         self.options.log.cpu_time();
         Ok(())
@@ -115,6 +117,8 @@ impl Server {
     async fn write(&self, client: Rc<Client>) {
         let send =
             |conn: &Socket| self.room.borrow_mut().send_with(client.id, |bytes| conn.send(bytes));
+        // The deadline of an idle client stays the same, so its entry in the timer stays too.
+        let mut timer = None;
         loop {
             // The room is borrowed between two awaits, and never during one.
             let step = self.room.borrow_mut().next_step(client.id, Instant::now());
@@ -122,10 +126,12 @@ impl Server {
                 Step::Wake => wake(&mut self.room.borrow_mut()),
                 Step::Write(until) => {
                     let sent = client.conn.async_io(Interest::WRITABLE, send);
-                    self.rt.timeout_at(until, sent).await;
+                    self.rt.timeout_at(&mut timer, until, sent).await;
                 }
                 Step::Finish => _ = client.conn.io.shutdown(Shutdown::Write),
-                Step::Wait(until) => _ = self.rt.timeout_at(until, client.changed.notified()).await,
+                Step::Wait(until) => {
+                    self.rt.timeout_at(&mut timer, until, client.changed.notified()).await;
+                }
                 Step::Over => break,
             }
         }

@@ -2,9 +2,9 @@
 //! waits in epoll.
 //!
 //! One round trip, from a system call to its result. The executor polls a task. The task's future
-//! reaches [`AsyncFd::read`], and the system call fails with EAGAIN. The future stores its waker
-//! with the descriptor, and returns `Pending`. If no other task is ready, the executor sleeps in
-//! epoll_wait. The kernel reports the descriptor, and the reactor calls the waker, which puts the
+//! reaches [`AsyncFd::async_io`], and the system call fails with EAGAIN. The future stores its
+//! waker with the descriptor, and returns `Pending`. If no other task is ready, the executor sleeps
+//! in epoll_wait. The kernel reports the descriptor, and the reactor calls the waker, which puts the
 //! task into the ready queue. The executor polls the task again, and this time the system call
 //! succeeds.
 //!
@@ -23,7 +23,6 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Token, unix::SourceFd};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use parking_lot::Mutex;
 
 use crate::trace::{self, Step};
@@ -132,9 +131,8 @@ impl Executor {
         let mut context = Context::from_waker(&waker);
         let is_done = task.future.borrow_mut().as_mut().poll(&mut context).is_ready();
         trace::step(if is_done { Step::Done { task: id } } else { Step::Pending { task: id } });
-        if is_done {
-            self.tasks.borrow_mut().remove(&id);
-        }
+        // The end of this function drops the task, when the map is not borrowed any more.
+        let _ended = is_done.then(|| self.tasks.borrow_mut().remove(&id));
     }
 }
 
@@ -159,8 +157,8 @@ pub async fn yield_now() {
 /// the wakers in a timer wheel.
 type Timer = RefCell<BTreeMap<(Instant, u64), Waker>>;
 
-/// An entry in the timer. It leaves the timer together with the future that needs it.
-struct Entry<'a>(&'a Timer, (Instant, u64));
+/// An entry in the timer. Dropping it removes it. tokio calls this `Sleep`.
+pub struct Entry<'a>(&'a Timer, (Instant, u64));
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
@@ -170,15 +168,23 @@ impl Drop for Entry<'_> {
 
 impl Executor {
     /// The output of the future, or None if the future is not done at `at`. Then the future is
-    /// dropped, which cancels it. tokio calls this `time::timeout_at`.
-    pub async fn timeout_at<F: Future>(&self, at: Instant, future: F) -> Option<F::Output> {
-        let (mut future, mut entry) = (pin!(future), None);
+    /// dropped, which cancels it. tokio calls this `time::timeout_at`. The caller keeps the entry:
+    /// if its task waits until the same time again, the timer does not change.
+    pub async fn timeout_at<'a, F: Future>(
+        &'a self,
+        entry: &mut Option<Entry<'a>>,
+        at: Instant,
+        future: F,
+    ) -> Option<F::Output> {
+        let mut future = pin!(future);
         poll_fn(|context| match future.as_mut().poll(context) {
             Poll::Ready(value) => Poll::Ready(Some(value)),
             Poll::Pending if Instant::now() >= at => Poll::Ready(None),
             Poll::Pending => {
-                let entry = entry.get_or_insert_with(|| Entry(&self.timer, (at, next_id())));
-                self.timer.borrow_mut().insert(entry.1, context.waker().clone());
+                if entry.as_ref().is_none_or(|entry| entry.1.0 != at) {
+                    let Entry(timer, key) = entry.insert(Entry(&self.timer, (at, next_id())));
+                    timer.borrow_mut().insert(*key, context.waker().clone());
+                }
                 Poll::Pending
             }
         })
@@ -187,8 +193,7 @@ impl Executor {
 
     /// The time until the first waker is due.
     fn timeout(&self) -> Option<Duration> {
-        let first = self.timer.borrow().keys().next().map(|(at, _)| *at);
-        first.map(|at| at.saturating_duration_since(Instant::now()))
+        self.timer.borrow().keys().next().map(|(t, _)| t.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -252,7 +257,7 @@ impl<T: AsFd> AsyncFd<T> {
     /// Adds the descriptor to epoll's interest list: edge-triggered and for both directions, so
     /// that nothing has to be changed later.
     pub fn new(executor: &'static Executor, io: T) -> io::Result<Self> {
-        fcntl(&io, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        socket2::SockRef::from(&io).set_nonblocking(true)?;
         let (fd, reactor) = (io.as_fd().as_raw_fd(), &executor.reactor);
         let (token, source) = (Token(next_id() as usize), Rc::<Source>::default());
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;

@@ -25,7 +25,7 @@ async fn say(fd: &AsyncFd<UnixStream>, byte: u8) {
 }
 
 async fn sleep_until(rt: &Executor, at: Instant) {
-    rt.timeout_at(at, std::future::pending::<()>()).await;
+    rt.timeout_at(&mut None, at, std::future::pending::<()>()).await;
 }
 
 fn in_ms(ms: u64) -> Instant {
@@ -49,7 +49,10 @@ fn notification_wakes_all_waiting_tasks() {
         sleep_until(rt, in_ms(1)).await;
         changed.notify_all();
         sleep_until(rt, in_ms(1)).await;
-        assert!(rt.timeout_at(in_ms(5), changed.notified()).await.is_none(), "an old notification");
+        assert!(
+            rt.timeout_at(&mut None, in_ms(5), changed.notified()).await.is_none(),
+            "an old notification"
+        );
     })
     .unwrap();
     assert_eq!(*seen.borrow(), [0, 1, 2]);
@@ -89,7 +92,7 @@ fn timers_fire_in_order_and_are_removed_with_their_future() {
                 order.borrow_mut().push(ms);
             });
         }
-        assert_eq!(rt.timeout_at(in_ms(3_600_000), async { 5 }).await, Some(5));
+        assert_eq!(rt.timeout_at(&mut None, in_ms(3_600_000), async { 5 }).await, Some(5));
         sleep_until(rt, start + Duration::from_millis(31)).await;
         sleep_until(rt, in_ms(1)).await;
         assert!(rt.timer.borrow().is_empty(), "a timer outlives its future");
