@@ -3,10 +3,10 @@
 //!
 //! One round trip, from a system call to its result. The executor polls a task. The task's future
 //! reaches [`AsyncFd::async_io`], and the system call fails with EAGAIN. The future stores its
-//! waker with the descriptor, and returns `Pending`. If no other task is ready, the executor sleeps
-//! in epoll_wait. The kernel reports the descriptor, and the reactor calls the waker, which puts the
-//! task into the ready queue. The executor polls the task again, and this time the system call
-//! succeeds.
+//! waker with the descriptor, and returns `Pending`. If no other task is ready, the executor
+//! sleeps in epoll_wait. The kernel reports the descriptor, and the reactor calls the waker, which
+//! puts the task into the ready queue. The executor polls the task again, and this time the system
+//! call succeeds.
 //!
 //! Everything runs on one thread, and events are taken in epoll_wait only. Therefore no event is
 //! lost between a call that fails with EAGAIN and the storing of the waker.
