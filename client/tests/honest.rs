@@ -20,7 +20,7 @@ use serde_json::Value;
 use support::rig::{self, Rig};
 
 /// Other programs on the machine delay the server and the client too: the best of so many runs counts.
-const ATTEMPTS: usize = 5;
+const ATTEMPTS: usize = 20;
 const STOP: Duration = Duration::from_millis(100);
 const EVERY: Duration = Duration::from_secs(1);
 const RUN: f64 = 5.0;

@@ -95,7 +95,7 @@ fn a_slow_start_is_no_steady_run() {
     let server = Server::with(move |conn| {
         let mut conn = BufReader::new(conn);
         while let Some(n) = request(&mut conn) {
-            thread::sleep(Duration::from_millis(if start.elapsed() < Duration::from_millis(600) { 12 } else { 2 }));
+            thread::sleep(Duration::from_millis(if start.elapsed() < Duration::from_millis(600) { 100 } else { 2 }));
             if conn.get_mut().write_all(&pattern(n)).is_err() {
                 return;
             }
